@@ -1,0 +1,1 @@
+"""Postgres, concrete, without a port."""

@@ -1,0 +1,1 @@
+"""Running turns: commands, the runner, fan-out to readers, recovery."""

@@ -1,0 +1,1 @@
+"""Transport only: HTTP, SSE and WebSocket in, commands and streams out."""
