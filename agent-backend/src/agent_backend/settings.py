@@ -1,0 +1,285 @@
+"""The configuration: environment variables, read once, checked, frozen.
+
+`read()` reports every problem at once. No error, log or repr ever shows a secret's value.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, NoReturn, TypeAlias, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from agent_backend import __version__
+from agent_backend.errors import SettingsError
+
+Environment: TypeAlias = Literal["development", "staging", "production"]
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+
+DEVELOPMENT_ISSUER = "https://development.invalid/auth/v1"
+
+_ANTHROPIC = "https://api.anthropic.com"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_ENVIRONMENTS: tuple[Environment, ...] = ("development", "staging", "production")
+_LOG_LEVELS: tuple[LogLevel, ...] = ("debug", "info", "warning", "error")
+
+T = TypeVar("T", bound=str)
+
+
+class Secret:
+    """A value that shows itself only to who asks for it by `reveal()`."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """Return the value."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    __str__ = __repr__
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret is not serialised")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All settings; `VARIABLES` names the variable behind each."""
+
+    database_url: Secret
+    environment: Environment
+    app_name: str
+    """With the environment, what the database's deployment marker must say."""
+    machine_id: str
+    release: str
+    """What is deployed: a git commit, else the package's version."""
+    host: str
+    port: int
+    metrics_port: int
+    """0: no metrics server."""
+    anthropic_api_key: Secret
+    anthropic_base_url: str
+    supabase_url: str | None
+    supabase_service_key: Secret
+    jwks_url: str
+    auth_issuer: str
+    auth_audience: str
+    dev_key_dir: Path
+    agents_dir: Path | None
+    """None: the agents that come with the package."""
+    lease_seconds: float
+    """A machine without a heartbeat for so long is dead; one third of it bounds lock waits."""
+    group_commit_ms: int
+    pool_min: int
+    pool_max: int
+    drain_seconds: float
+    """What running turns get after SIGTERM; less than fly.toml's kill_timeout."""
+    max_body_bytes: int
+    log_level: LogLevel
+
+
+VARIABLES: dict[str, str] = {
+    "DATABASE_URL": "postgresql://... of a role that is a member of agent_backend (required)",
+    "ENVIRONMENT": "development | staging | production (default development)",
+    "APP_NAME": "the deployment's name (default FLY_APP_NAME, in development myhealth-agents)",
+    "MACHINE_ID": "unique among running servers (default FLY_MACHINE_ID, else host name and port)",
+    "RELEASE": "what is deployed, such as a git commit (default the package's version)",
+    "HOST": "address to listen on (default 127.0.0.1 in development, else ::)",
+    "PORT": "port to listen on (default 3001)",
+    "METRICS_PORT": "port of /metrics, 0 for none (default 9091)",
+    "ANTHROPIC_API_KEY": "key of the Messages API (required outside development)",
+    "ANTHROPIC_BASE_URL": "where the Messages API is (default https://api.anthropic.com)",
+    "SUPABASE_URL": "https://REF.supabase.co; gives JWKS_URL and AUTH_ISSUER their defaults",
+    "SUPABASE_SERVICE_KEY": "sb_secret_... or a service_role key",
+    "JWKS_URL": "http(s):// or, in development, file:// of the keys that tokens are checked with",
+    "AUTH_ISSUER": "the tokens' iss (default SUPABASE_URL/auth/v1)",
+    "AUTH_AUDIENCE": "the tokens' aud (default authenticated)",
+    "DEV_KEY_DIR": "folder of the development key (default .local/keys)",
+    "AGENTS_DIR": "folder of agent files (default those of the package)",
+    "LEASE_SECONDS": "1 to 300 (default 15)",
+    "GROUP_COMMIT_MS": "10 to 2000 (default 100)",
+    "POOL_MIN": "connections kept open, 1 to 100 (default 2)",
+    "POOL_MAX": "connections at most, 1 to 100 (default 10)",
+    "DRAIN_SECONDS": "0 to 290 (default 25)",
+    "MAX_BODY_BYTES": "1024 to 33554432 (default 1048576)",
+    "LOG_LEVEL": "debug | info | warning | error (default info)",
+}
+
+
+class SettingsErrors(SettingsError):
+    """Several variables are wrong; `each` names them one by one."""
+
+    def __init__(self, each: list[SettingsError]) -> None:
+        super().__init__(
+            "; ".join(error.problem for error in each),
+            hint="; ".join(dict.fromkeys(error.hint for error in each)),
+        )
+        self.each = each
+
+
+class _Reader:
+    """Takes values out of the environment and collects what is wrong with them."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = env
+        self.errors: list[SettingsError] = []
+
+    def get(self, *names: str) -> str | None:
+        """Return the first variable that is set and not blank."""
+        return next((value for name in names if (value := self._env.get(name, "").strip())), None)
+
+    def wrong(self, name: str, found: str) -> None:
+        """Note a problem; `found` describes the form, it never quotes a secret."""
+        self.errors.append(SettingsError(f"{name} {found}", hint=f"set {name}: {VARIABLES[name]}"))
+
+    def name(self, name: str, default: str | None, *aliases: str) -> str:
+        value = self.get(name, *aliases) or default
+        if value is None:
+            self.wrong(name, "is missing")
+        elif not _NAME.fullmatch(value):
+            self.wrong(name, f"is {value[:80]!r}, which is not a name of letters, digits, dots and dashes")
+        return value or ""
+
+    def number(self, name: str, default: int, low: int, high: int) -> int:
+        value = self.get(name)
+        if value is None:
+            return default
+        if not re.fullmatch(r"[0-9]{1,12}", value):
+            self.wrong(name, f"is {value[:40]!r}, which is not a whole number")
+            return default
+        if not low <= int(value) <= high:
+            self.wrong(name, f"is {value}, which is not from {low} to {high}")
+        return int(value)
+
+    def seconds(self, name: str, default: float, low: float, high: float) -> float:
+        value = self.get(name)
+        if value is None:
+            return default
+        if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value):
+            self.wrong(name, f"is {value[:40]!r}, which is not a number of seconds")
+            return default
+        if not low <= float(value) <= high:
+            self.wrong(name, f"is {value}, which is not from {low:g} to {high:g}")
+        return float(value)
+
+    def url(self, name: str, default: str | None, *schemes: str, secret: bool = False) -> str | None:
+        value = self.get(name)
+        if value is None:
+            return default
+        try:
+            parts = urlsplit(value)
+            usable = parts.scheme in schemes and bool(parts.netloc or parts.path.strip("/"))
+        except ValueError:
+            usable = False
+        if not usable:
+            shown = f"has {len(value)} characters and" if secret else f"is {value[:80]!r}, which"
+            self.wrong(
+                name, f"{shown} is not a URL that begins with {' or '.join(f'{s}://' for s in schemes)}"
+            )
+        return value
+
+    def one_of(self, name: str, default: T, allowed: tuple[T, ...]) -> T:
+        value = self.get(name)
+        found = next((each for each in allowed if each == value), None)
+        if value is not None and found is None:
+            self.wrong(name, f"is {value[:40]!r}, which is none of {', '.join(allowed)}")
+        return found or default
+
+
+def read(env: Mapping[str, str]) -> Settings:
+    """Read the settings from environment variables.
+
+    Raises SettingsError for one problem, SettingsErrors for several.
+    """
+    reader = _Reader(env)
+    settings = _read(reader)
+    _check_together(reader, settings)
+    if len(reader.errors) == 1:
+        raise reader.errors[0]
+    if reader.errors:
+        raise SettingsErrors(reader.errors)
+    return settings
+
+
+def _read(reader: _Reader) -> Settings:
+    environment: Environment = reader.one_of("ENVIRONMENT", "development", _ENVIRONMENTS)
+    development = environment == "development"
+    port = reader.number("PORT", 3001, 1, 65535)
+    keys = Path(reader.get("DEV_KEY_DIR") or ".local/keys").absolute()
+    supabase = reader.url("SUPABASE_URL", None, "https", "http")
+    issuer, jwks = _token_defaults(supabase, keys, development=development)
+    agents = reader.get("AGENTS_DIR")
+    machine = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:50]
+    return Settings(
+        database_url=Secret(reader.url("DATABASE_URL", None, "postgresql", "postgres", secret=True) or ""),
+        environment=environment,
+        app_name=reader.name("APP_NAME", "myhealth-agents" if development else None, "FLY_APP_NAME"),
+        machine_id=reader.name("MACHINE_ID", f"{machine}-{port}", "FLY_MACHINE_ID"),
+        release=reader.get("RELEASE") or __version__,
+        host=reader.get("HOST") or ("127.0.0.1" if development else "::"),
+        port=port,
+        metrics_port=reader.number("METRICS_PORT", 9091, 0, 65535),
+        anthropic_api_key=Secret(reader.get("ANTHROPIC_API_KEY") or ""),
+        anthropic_base_url=reader.url("ANTHROPIC_BASE_URL", _ANTHROPIC, "https", "http") or "",
+        supabase_url=supabase,
+        supabase_service_key=Secret(reader.get("SUPABASE_SERVICE_KEY") or ""),
+        jwks_url=reader.url("JWKS_URL", jwks, "https", "http", "file") or "",
+        auth_issuer=reader.get("AUTH_ISSUER") or issuer or "",
+        auth_audience=reader.get("AUTH_AUDIENCE") or "authenticated",
+        dev_key_dir=keys,
+        agents_dir=Path(agents).absolute() if agents else None,
+        lease_seconds=reader.seconds("LEASE_SECONDS", 15, 1, 300),
+        group_commit_ms=reader.number("GROUP_COMMIT_MS", 100, 10, 2000),
+        pool_min=reader.number("POOL_MIN", 2, 1, 100),
+        pool_max=reader.number("POOL_MAX", 10, 1, 100),
+        drain_seconds=reader.seconds("DRAIN_SECONDS", 25, 0, 290),
+        max_body_bytes=reader.number("MAX_BODY_BYTES", 1024 * 1024, 1024, 32 * 1024 * 1024),
+        log_level=reader.one_of("LOG_LEVEL", "info", _LOG_LEVELS),
+    )
+
+
+def _token_defaults(supabase: str | None, keys: Path, *, development: bool) -> tuple[str | None, str | None]:
+    """Return the issuer and the JWKS URL that follow from where the tokens come from."""
+    if supabase is not None:
+        issuer = supabase.rstrip("/") + "/auth/v1"
+        return issuer, issuer + "/.well-known/jwks.json"
+    if development:
+        return DEVELOPMENT_ISSUER, (keys / "jwks.json").as_uri()
+    return None, None
+
+
+def _check_together(reader: _Reader, settings: Settings) -> None:
+    """Note what is missing, and what does not fit together."""
+    wrong = {error.problem.partition(" ")[0] for error in reader.errors}
+    required = {
+        "DATABASE_URL": bool(settings.database_url),
+        "JWKS_URL": bool(settings.jwks_url),
+        "AUTH_ISSUER": bool(settings.auth_issuer),
+    }
+    if settings.environment != "development":
+        required["ANTHROPIC_API_KEY"] = bool(settings.anthropic_api_key)
+        if settings.jwks_url.startswith(("file:", "http:")):
+            reader.wrong("JWKS_URL", "does not begin with https://, which only development may do")
+    for name, there in required.items():
+        if not there and name not in wrong:
+            reader.wrong(name, "is missing")
+    if settings.pool_max < settings.pool_min:
+        reader.wrong("POOL_MAX", f"is {settings.pool_max}, which is less than POOL_MIN {settings.pool_min}")
+    if settings.metrics_port == settings.port:
+        reader.wrong("METRICS_PORT", f"is {settings.port}, and so is PORT")

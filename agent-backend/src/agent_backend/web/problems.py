@@ -1,0 +1,131 @@
+"""The one place where an exception becomes a response: an RFC 9457 problem document.
+
+`type` and `code` are stable; `detail` and `errors` are for people. No stack trace, no text of a request.
+"""
+
+from __future__ import annotations
+
+import asyncpg
+import msgspec
+from starlette.responses import Response
+
+from agent_backend.errors import (
+    FieldError,
+    InvalidRequest,
+    RequestError,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+)
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:myhealth:problem:"
+
+_RETRY_AFTER_SECONDS = 1
+
+_DATABASE_AWAY = (
+    OSError,  # includes TimeoutError: no connection in time, or none at all
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # shutting down, starting up, statement timeout
+    asyncpg.InsufficientResourcesError,  # too many connections, disk full
+    asyncpg.TransactionRollbackError,  # deadlock, serialisation
+    asyncpg.LockNotAvailableError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+)
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists, with other methods."""
+
+    status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, allowed: str) -> None:
+        super().__init__(f"Only {allowed} can be asked of this path.")
+        self.allowed = allowed
+
+
+class Broken(RequestError):
+    """We failed; what happened is in the log under the request's id."""
+
+    status = 500
+    code = "internal_error"
+
+
+class ProblemField(msgspec.Struct, frozen=True):
+    """One thing wrong with one field: a JSON path (`$.content`), `query.NAME` or `path.NAME`."""
+
+    field: str
+    reason: str
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An RFC 9457 problem document."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    errors: list[ProblemField] = []
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def translate(error: BaseException) -> RequestError:
+    """Return the request error that an exception amounts to."""
+    match error:
+        case RequestError():
+            return error
+        case asyncpg.InterfaceError() if _closed(error):
+            return Unavailable("The database is not reachable at the moment.")
+        case _ if isinstance(error, _DATABASE_AWAY):
+            return Unavailable("The database is not reachable at the moment.")
+        case asyncpg.DataError() | asyncpg.InterfaceError() if _data_refused(error):
+            # Whatever validation let through: the client's data all the same, and nothing was written.
+            return InvalidRequest(
+                "A value cannot be stored.", errors=(FieldError("$", "has a value out of range"),)
+            )
+        case _:
+            return Broken("The server failed on this request.")
+
+
+def _data_refused(error: asyncpg.DataError | asyncpg.InterfaceError) -> bool:
+    """Tell Postgres' and asyncpg's refusal of an argument; asyncpg keeps its own class for it private."""
+    return isinstance(error, (asyncpg.DataError, ValueError))
+
+
+def _closed(error: asyncpg.InterfaceError) -> bool:
+    """Tell a lost connection from a call of ours that is wrong; asyncpg has one class for both."""
+    return "clos" in str(error)
+
+
+def respond(error: RequestError, request_id: str) -> Response:
+    """Return the problem document of an error."""
+    code = error.code
+    problem = Problem(
+        type=TYPE_PREFIX + code,
+        title=code.replace("_", " ").capitalize(),
+        status=error.status,
+        detail=error.detail,
+        code=code,
+        request_id=request_id,
+        errors=[ProblemField(*each) for each in error.errors],
+    )
+    return Response(_encode(problem), error.status, _headers(error), MEDIA_TYPE)
+
+
+def _headers(error: RequestError) -> dict[str, str]:
+    match error:
+        case Unauthorized():
+            return {"WWW-Authenticate": 'Bearer realm="myhealth"'}
+        case TooManyRequests():
+            return {"Retry-After": str(max(1, round(error.retry_after)))}
+        case Unavailable():
+            return {"Retry-After": str(_RETRY_AFTER_SECONDS)}
+        case MethodNotAllowed():
+            return {"Allow": error.allowed}
+        case _:
+            return {}

@@ -1,0 +1,233 @@
+"""Reading requests: bodies within a limit, JSON into structs, and text that Postgres can hold.
+
+Every refusal names the field: `$.content` in the body, `query.limit`, `path.session_id`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+from starlette.types import Receive, Scope
+
+from agent_backend.errors import (
+    FieldError,
+    InvalidRequest,
+    MalformedRequest,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+)
+
+T = TypeVar("T")
+
+DRAIN_BYTES = 32 * 1024 * 1024
+_DRAIN_SECONDS = 10
+
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+"""C0 controls but tab and line ends, DEL, and lone surrogates: not text, and Postgres refuses U+0000."""
+_SUSPECT = re.compile(rb"\\(?:u00[017]|[bf])|\x7f")
+"""How such a character can stand in a body that is valid JSON."""
+_AT_PATH = re.compile(r"^(?P<reason>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)
+
+
+class ClientGone(Exception):
+    """The client went away while it was sending."""
+
+
+class TooLargeToDrain(PayloadTooLarge):
+    """The rest of the body was not read either, so the connection cannot be used again."""
+
+
+# --- bodies ---------------------------------------------------------------------------------------
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """Return a request header by its lower-case name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return value.decode("latin-1")
+    return None
+
+
+def require_json(scope: Scope) -> None:
+    """Raise UnsupportedMediaType unless the body is declared as JSON."""
+    media_type, _, _ = (header(scope, b"content-type") or "").partition(";")
+    if media_type.strip().lower() != "application/json":
+        raise UnsupportedMediaType("The body must be application/json.")
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """Return the body, at most `limit` bytes of it.
+
+    Raises PayloadTooLarge as soon as the limit is passed (or announced to be), ClientGone.
+    """
+    announced = header(scope, b"content-length")
+    if announced is not None and announced.isdigit() and int(announced) > limit:
+        expects = header(scope, b"expect") is not None  # then the client has not sent it yet
+        raise await _too_large(receive, limit, 0 if expects or int(announced) > DRAIN_BYTES else DRAIN_BYTES)
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise await _too_large(receive, limit, DRAIN_BYTES if message.get("more_body") else None)
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+async def _too_large(receive: Receive, limit: int, drain: int | None) -> PayloadTooLarge:
+    """Throw the rest of the body away, within bounds: many clients read no answer before they have sent."""
+    detail = f"The body is larger than {limit} bytes."
+    errors = (FieldError("$", f"is larger than {limit} bytes"),)
+    if drain is None or (drain and await _drained(receive, drain)):
+        return PayloadTooLarge(detail, errors=errors)
+    return TooLargeToDrain(detail, errors=errors)
+
+
+async def _drained(receive: Receive, budget: int) -> bool:
+    try:
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            while budget > 0:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                if not message.get("more_body", False):
+                    return True
+                budget -= len(message.get("body", b""))
+    except TimeoutError:
+        pass
+    return False
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+def decode_json(body: bytes, decoder: msgspec.json.Decoder[T], *, strict_text: bool = True) -> T:
+    """Decode and validate a body.
+
+    Raises MalformedRequest (not UTF-8, not JSON) or InvalidRequest, which names the field. With
+    `strict_text`, control characters are refused in every string, known field or not.
+    """
+    try:
+        decoded = decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _invalid(error, "$") from None
+    except UnicodeDecodeError:
+        reason = "is not UTF-8"
+        raise MalformedRequest("The body is not UTF-8.", errors=(FieldError("$", reason),)) from None
+    except RecursionError:
+        raise MalformedRequest("The body is nested too deeply.") from None
+    except msgspec.DecodeError as error:
+        _refuse_surrogates(body)
+        raise MalformedRequest("The body is not valid JSON.", errors=(FieldError("$", str(error)),)) from None
+    if strict_text and _SUSPECT.search(body):
+        _refuse_forbidden(msgspec.json.decode(body))
+    return decoded
+
+
+def _refuse_surrogates(body: bytes) -> None:
+    """Name the field if lone surrogates are why msgspec cannot decode; its own message misleads."""
+    if b"\\u" not in body:
+        return
+    import json  # noqa: PLC0415 - only for this rare refusal
+
+    try:
+        decoded = json.loads(body)
+    except (ValueError, RecursionError):
+        return
+    _refuse_forbidden(decoded)
+
+
+def _refuse_forbidden(decoded: Any) -> None:
+    for path, text in _strings(decoded, "$"):
+        if _FORBIDDEN.search(text):
+            raise _bad_text(path, text)
+
+
+def _strings(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield every string of a decoded document with its path; keys count as strings of their object."""
+    pending: list[tuple[Any, str]] = [(value, path)]
+    while pending:
+        item, at = pending.pop()
+        if isinstance(item, str):
+            yield at, item
+        elif isinstance(item, list):
+            pending.extend((each, f"{at}[{index}]") for index, each in enumerate(item))
+        elif isinstance(item, dict):
+            for key, each in item.items():
+                yield at, key
+                pending.append((each, f"{at}.{key}"))
+
+
+def _invalid(error: msgspec.ValidationError, root: str) -> InvalidRequest:
+    match = _AT_PATH.match(str(error))
+    reason, path = (match["reason"], match["path"]) if match else (str(error), "$")
+    # An unknown or missing field is named in the text; the path is the object's.
+    named = re.match(r"Object (?:contains unknown|missing required) field `([^`]*)`", reason)
+    if named:
+        path = f"{path}.{named[1]}"
+        reason = "is not a field of this request" if "unknown" in reason else "is missing"
+    field = _printable(root + path.removeprefix("$") if root == "$" else root + path.removeprefix("$."))
+    return InvalidRequest(f"{field}: {reason}", errors=(FieldError(field, reason),))
+
+
+def _printable(text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode()[:200]
+
+
+# --- queries and single values ----------------------------------------------------------------------
+
+
+def decode_query(query_string: bytes, into: type[T]) -> T:
+    """Read a query string into a struct; numbers and booleans are read from their text.
+
+    Raises InvalidRequest, which names the parameter: unknown, given twice, or malformed.
+    """
+    try:
+        pairs = parse_qsl(
+            query_string.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=50
+        )
+    except ValueError:
+        reason = "is not percent-encoded UTF-8, or has too many parameters"
+        raise MalformedRequest("The query cannot be read.", errors=(FieldError("query", reason),)) from None
+    given: dict[str, str] = {}
+    for name, value in pairs:
+        if name in given:
+            field = _printable(f"query.{name}")
+            raise InvalidRequest(f"{field}: is given twice", errors=(FieldError(field, "is given twice"),))
+        given[name] = clean_text(f"query.{name}", value, 4096, empty=True)
+    try:
+        return msgspec.convert(given, into, strict=False)
+    except msgspec.ValidationError as error:
+        raise _invalid(error, "query.") from None
+
+
+def clean_text(field: str, value: str, max_length: int, *, empty: bool = False) -> str:
+    """Return the text if it is text: no control characters, within `max_length` characters, not blank.
+
+    Raises InvalidRequest naming `field`.
+    """
+    if not empty and not value.strip():
+        raise InvalidRequest(f"{field}: is empty", errors=(FieldError(field, "is empty"),))
+    if len(value) > max_length:
+        reason = f"is longer than {max_length} characters"
+        raise InvalidRequest(f"{field}: {reason}", errors=(FieldError(field, reason),))
+    if _FORBIDDEN.search(value):
+        raise _bad_text(field, value)
+    return value
+
+
+def _bad_text(field: str, value: str) -> InvalidRequest:
+    found = _FORBIDDEN.search(value)
+    assert found is not None
+    code = f"U+{ord(found[0]):04X}"
+    kind = "the lone surrogate" if "\ud800" <= found[0] <= "\udfff" else "the control character"
+    field = _printable(field)
+    reason = f"contains {kind} {code}"
+    return InvalidRequest(f"{field}: {reason}", errors=(FieldError(field, reason),))
