@@ -10,7 +10,9 @@ The laws (`tests/engines/conformance.py` checks them for every engine):
 - The deltas of a text or thinking block concatenate to that block's text in `StepDone.content`; the
   deltas of a tool_use block concatenate to JSON that decodes to its `input` (`{}` if empty).
 - `StepDone.content` holds the provider's content blocks verbatim (thinking and signatures included),
-  fit to be sent back as history.
+  fit to be sent back as history. Blocks that are not fit are left out although they were streamed: blank
+  text, thinking or a tool_use that was cut, everything of a refusal. So it may be empty, and a tool_use is
+  real only if its id is in it; every one that is there wants its tool_result, whatever the stop reason.
 - Failure: an `EngineError` is raised; after it nothing more is yielded. A call is retried only while
   nothing of the answer has arrived.
 - Cancellation: closing the iterator (`aclose`) or cancelling its task closes the upstream stream
@@ -20,7 +22,7 @@ The laws (`tests/engines/conformance.py` checks them for every engine):
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
@@ -120,7 +122,7 @@ class Engine(Protocol):
         """Prepare what the first call would otherwise wait for. Safe to call again."""
         ...
 
-    def stream(self, request: StepRequest) -> AsyncIterator[list[StepEvent]]:
+    def stream(self, request: StepRequest) -> AsyncGenerator[list[StepEvent]]:
         """Make one model call and yield its events, one list per arrival from the network.
 
         Raises EngineError. See the module's laws.
