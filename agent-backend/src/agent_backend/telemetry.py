@@ -117,12 +117,19 @@ def describe(error: BaseException) -> dict[str, object]:
     return described
 
 
+_SAID_ELSEWHERE = (
+    "Exception in ASGI application",  # by web/operations.py, with the request's id
+    "Traceback",  # of a failed start: by cli.py, in two lines
+    "Application startup failed",
+)
+
+
 class _LibraryHandler(logging.Handler):
     """Writes the stdlib logging of libraries in our form: the message's template, never its arguments."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name == "uvicorn.error" and record.msg.startswith("Exception in ASGI application"):
-            return  # web/operations.py has written it with its request id
+        if record.name == "uvicorn.error" and str(record.msg).startswith(_SAID_ELSEWHERE):
+            return
         error = record.exc_info[1] if record.exc_info else None
         fields: dict[str, Value] = {"logger": record.name, "template": str(record.msg).strip()}
         log = Log("library")

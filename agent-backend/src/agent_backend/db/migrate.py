@@ -184,3 +184,20 @@ async def pending(connection: Connection, directory: Path | None = None) -> list
         for row in await connection.fetch("SELECT name FROM myhealth.migrations WHERE applied_at IS NOT NULL")
     }
     return [file.name for file in load(directory) if file.phase == "pre" and file.name not in applied]
+
+
+async def verify(connection: Connection, environment: str, app: str, directory: Path | None = None) -> None:
+    """Check that this release can work with the database and may.
+
+    Raises MigrationError when migrations are missing, DeploymentMismatch when it is another deployment's.
+    """
+    try:
+        missing = await pending(connection, directory)
+    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+        missing = ["all of them"]
+    if missing:
+        raise MigrationError(
+            f"the database lacks migrations: {', '.join(missing)}", hint="run `agent-backend migrate`"
+        )
+    row = await connection.fetchrow("SELECT environment, app FROM myhealth.deployment")
+    check_deployment(row, environment, app)

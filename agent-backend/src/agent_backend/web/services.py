@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
+from agent_backend.agents import Agent
 from agent_backend.auth import Authenticator
 from agent_backend.db.pool import Database
 from agent_backend.settings import Settings
@@ -19,7 +19,7 @@ class Services:
     settings: Settings
     database: Database
     authenticator: Authenticator
-    agents: Mapping[str, Any]
+    agents: Mapping[str, Agent]
     """By name."""
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     draining: bool = False

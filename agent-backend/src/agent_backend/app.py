@@ -1,0 +1,144 @@
+"""Puts the server together: operations, services, lifespan. The only wiring there is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from importlib import import_module
+
+import asyncpg
+from starlette.routing import Router
+
+from agent_backend.agents import load_agents
+from agent_backend.auth import Authenticator
+from agent_backend.db.migrate import verify
+from agent_backend.db.pool import Database
+from agent_backend.errors import MigrationError, OperatorError
+from agent_backend.prices import models
+from agent_backend.settings import Settings
+from agent_backend.telemetry import Log, metrics, note_boot_phase
+from agent_backend.web import agents, health, ops
+from agent_backend.web.operations import Operation, SocketOperation, routes, unknown_path
+from agent_backend.web.services import Services
+
+OPERATIONS: tuple[Operation, ...] = (*agents.OPERATIONS, *health.OPERATIONS)
+SOCKETS: tuple[SocketOperation, ...] = ()
+ENGINES = ("messages",)
+TOOLS: tuple[str, ...] = ()
+
+_CONNECT_SECONDS = 10
+"""A database that starts at the same time as we do is waited for this long."""
+_RETRY_SECONDS = 0.1
+_AWAY = (OSError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError)
+_REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
+
+log = Log("app")
+
+
+def create_app(
+    settings: Settings, on_refusal: Callable[[OperatorError], None] = lambda _error: None
+) -> Router:
+    """Return the ASGI application.
+
+    Its lifespan raises OperatorError when the server cannot work, and tells `on_refusal`, because ASGI
+    servers swallow the exception.
+    """
+    return Router(
+        routes(OPERATIONS, SOCKETS),
+        default=unknown_path,
+        redirect_slashes=False,
+        lifespan=partial(_lifespan, settings, on_refusal),
+    )
+
+
+@asynccontextmanager
+async def _lifespan(
+    settings: Settings, on_refusal: Callable[[OperatorError], None], _app: object
+) -> AsyncGenerator[dict[str, Services]]:
+    async with AsyncExitStack() as stack:
+        try:
+            services = await _start(settings, stack)
+        except OperatorError as error:
+            on_refusal(error)
+            raise
+        note_boot_phase("ready")
+        log.info("ready", environment=settings.environment, release=settings.release)
+        yield {"services": services}
+
+
+async def _start(settings: Settings, stack: AsyncExitStack) -> Services:
+    """Connect, check and start; `stack` undoes it in reverse."""
+    database = Database(
+        settings.database_url.reveal(),
+        min_size=settings.pool_min,
+        max_size=settings.pool_max,
+        lock_timeout_ms=int(settings.lease_seconds * 1000 / 3),
+    )
+    connecting = asyncio.create_task(_connect(database))
+    stack.push_async_callback(_disconnect, database, connecting)
+    await asyncio.sleep(0)  # the connection is being made while the files are read
+    loaded = load_agents(settings.agents_dir, TOOLS, ENGINES, models())
+    await connecting
+    async with database.pool.acquire() as connection:
+        await verify(connection, settings.environment, settings.app_name)
+    metrics.db_pool_in_use = lambda: database.pool.get_size() - database.pool.get_idle_size()
+    if settings.metrics_port:
+        server = await ops.start(settings.host, settings.metrics_port)
+        stack.callback(server.close)
+    # Whatever runs turns starts here, and the stack stops it.
+    return Services(
+        settings=settings,
+        database=database,
+        authenticator=Authenticator(
+            jwks_url=settings.jwks_url, issuer=settings.auth_issuer, audience=settings.auth_audience
+        ),
+        agents=loaded,
+    )
+
+
+async def warm(services: Services) -> None:
+    """Import what the first turn will need, in a thread: requests are being answered meanwhile."""
+    await asyncio.to_thread(import_module, "jwt.algorithms")
+    await services.authenticator.warm()
+    await asyncio.to_thread(import_module, "aiohttp")
+    note_boot_phase("warm")
+
+
+async def drain(services: Services) -> None:
+    """Take leave, before connections are closed: readiness goes off, streams and turns come to an end."""
+    services.draining = True
+    log.info("draining")
+
+
+async def _connect(database: Database) -> None:
+    deadline = asyncio.get_running_loop().time() + _CONNECT_SECONDS
+    while True:
+        try:
+            await database.open()
+        except _AWAY as error:
+            if asyncio.get_running_loop().time() > deadline:
+                raise OperatorError(
+                    f"the database does not answer ({type(error).__name__})",
+                    hint="check that it runs and that DATABASE_URL names its host and port",
+                ) from error
+            await asyncio.sleep(_RETRY_SECONDS)
+        except _REFUSED as error:
+            raise OperatorError(
+                f"the database refuses the connection ({type(error).__name__})",
+                hint="check user, password and database name in DATABASE_URL",
+            ) from error
+        except asyncpg.InvalidParameterValueError as error:
+            raise MigrationError(
+                "the database does not know the server's role", hint="run `agent-backend migrate`"
+            ) from error
+        else:
+            note_boot_phase("database")
+            return
+
+
+async def _disconnect(database: Database, connecting: asyncio.Task[None]) -> None:
+    connecting.cancel()
+    await asyncio.gather(connecting, return_exceptions=True)
+    await database.close()

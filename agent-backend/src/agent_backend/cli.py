@@ -1,0 +1,105 @@
+"""The command `agent-backend`: serve, migrate, check-config, token.
+
+argparse and imports inside the commands, because `serve` is on the path of every wake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from agent_backend.errors import OperatorError
+
+if TYPE_CHECKING:
+    from agent_backend.settings import Settings
+
+EXIT_OPERATOR = 2
+
+
+def main(argv: Sequence[str] | None = None, env: Mapping[str, str] = os.environ) -> int:
+    """Run a command and return its exit code: 0, or 2 when the operator has to change something."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments, env)
+    except OperatorError as error:
+        sys.stderr.write(f"agent-backend: {error.problem}\n  hint: {error.hint}\n")
+        return EXIT_OPERATOR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="agent-backend", description="The agent backend.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="run the server until SIGTERM or SIGINT")
+    serve.set_defaults(run=_serve)
+    migrate = commands.add_parser("migrate", help="bring the database's schema up to this release")
+    migrate.add_argument("--release", help="the release being deployed (default: RELEASE)")
+    migrate.set_defaults(run=_migrate)
+    check = commands.add_parser("check-config", help="check the environment variables and name every problem")
+    check.set_defaults(run=_check_config)
+    token = commands.add_parser("token", help="print a token for a made-up user (development only)")
+    token.add_argument("--user", required=True, help="any name; the same name is the same user")
+    token.add_argument("--ttl", default="12h", help="how long it is valid: 30s, 15m, 12h, 7d (default 12h)")
+    token.set_defaults(run=_token)
+    return parser
+
+
+def _settings(env: Mapping[str, str]) -> Settings:
+    from agent_backend.settings import read  # noqa: PLC0415 - see the module's docstring
+
+    return read(env)
+
+
+def _serve(_arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
+    import gc  # noqa: PLC0415 - see the module's docstring
+
+    # The boot makes hundreds of thousands of objects that stay; looking for garbage among them is waste.
+    gc.disable()
+    settings = _settings(env)
+    from agent_backend.server import run  # noqa: PLC0415 - see the module's docstring
+
+    return run(settings)
+
+
+def _migrate(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
+    import asyncio  # noqa: PLC0415 - see the module's docstring
+
+    from agent_backend.db.migrate import migrate  # noqa: PLC0415 - see the module's docstring
+
+    settings = _settings(env)
+    applied = asyncio.run(
+        migrate(
+            settings.database_url.reveal(),
+            release=arguments.release or settings.release,
+            environment=settings.environment,
+            app=settings.app_name,
+        )
+    )
+    print("\n".join(f"applied {name}" for name in applied) or "the schema is up to date")  # noqa: T201
+    return 0
+
+
+def _check_config(_arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
+    from agent_backend.settings import VARIABLES, SettingsErrors  # noqa: PLC0415 - see the module's docstring
+
+    try:
+        settings = _settings(env)
+    except SettingsErrors as errors:
+        for error in errors.each:
+            sys.stderr.write(f"agent-backend: {error.problem}\n  hint: {error.hint}\n")
+        return EXIT_OPERATOR
+    values = {name: getattr(settings, name.lower()) for name in VARIABLES}
+    for name, value in values.items():
+        print(f"{name:<22}{'-' if value is None else value}")  # noqa: T201 - secrets show as Secret(***)
+    return 0
+
+
+def _token(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
+    from agent_backend.devtoken import issue, seconds  # noqa: PLC0415 - see the module's docstring
+
+    # A token needs no database, and this is typed by hand in shells that know of none.
+    settings = _settings({"DATABASE_URL": "postgresql://unused", **env})
+    print(issue(settings, arguments.user, seconds(arguments.ttl)))  # noqa: T201
+    return 0

@@ -1,0 +1,102 @@
+"""Runs the app under uvicorn: what the boot waits for, and what a stop waits for.
+
+The socket listens before anything slow happens: a request that woke the machine waits in the backlog
+and is answered the moment we are ready, instead of being refused and tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from socket import socket
+
+import uvicorn
+from starlette.routing import Router
+
+from agent_backend import telemetry
+from agent_backend.app import create_app, drain, warm
+from agent_backend.errors import OperatorError
+from agent_backend.settings import Settings
+from agent_backend.telemetry import Log
+from agent_backend.web.ops import listen
+from agent_backend.web.services import Services
+
+_WARM_AFTER_SECONDS = 0.1
+"""The request that woke us comes first; the imports of the first turn follow."""
+_CLOSE_SECONDS = 5
+"""What connections get to close after the drain."""
+_MAX_FRAME = 64 * 1024
+
+log = Log("server")
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with our order of starting and stopping."""
+
+    _warming: asyncio.Task[None] | None = None
+
+    @property
+    def services(self) -> Services:
+        """What the app's lifespan has put together; only after startup."""
+        return self.lifespan.state["services"]
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """Start, then warm up behind the first requests."""
+        await super().startup(sockets)
+        # What the boot made stays: the collector need not look at it again.
+        gc.freeze()
+        gc.enable()
+        self._warming = asyncio.create_task(self._warm())
+
+    async def _warm(self) -> None:
+        await asyncio.sleep(_WARM_AFTER_SECONDS)
+        try:
+            await warm(self.services)
+        except Exception as error:  # noqa: BLE001 - the first turn will say it to whom it concerns
+            log.warning("warm_failed", error=error)
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """Drain while still accepting, then close."""
+        if not self.force_exit:
+            await drain(self.services)
+        if self._warming is not None:
+            self._warming.cancel()
+        await super().shutdown(sockets)
+
+
+def config(app: Router, settings: Settings) -> uvicorn.Config:
+    """Return uvicorn's configuration; tests run the app under the same."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=_MAX_FRAME,
+        ws_per_message_deflate=False,
+        ws_ping_interval=15,
+        lifespan="on",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=20,
+        timeout_graceful_shutdown=_CLOSE_SECONDS,
+    )
+
+
+def run(settings: Settings) -> int:
+    """Serve until a signal; return 0. Raises OperatorError when the server cannot start."""
+    telemetry.configure(settings.log_level, machine=settings.machine_id)
+    listening = listen(settings.host, settings.port, "PORT")
+    refusals: list[OperatorError] = []
+    server = Server(config(create_app(settings, refusals.append), settings))
+    try:
+        server.run([listening])
+    except SystemExit:  # how uvicorn ends when the lifespan failed
+        if refusals:
+            raise refusals[0] from None
+        raise
+    return 0
