@@ -177,7 +177,8 @@ def _record(timeline: Timeline, seen: Seen) -> str:
     unit = f' unit="{seen.unit}"' if seen.unit else ""
     head = (
         f' <Record type="{kind}" sourceName={quoteattr(seen.origin.name)}'
-        f' sourceVersion="{seen.origin.version}"{device}{unit} {_times(timeline, seen.begin, seen.end)} value="{prefix or ""}{seen.value}"'
+        f' sourceVersion="{seen.origin.version}"{device}{unit}'
+        f' {_times(timeline, seen.begin, seen.end)} value="{prefix or ""}{seen.value}"'
     )
     return f"{head}>{seen.children}\n </Record>\n" if seen.children else f"{head}/>\n"
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _MAX_DEPTH: Final = 32
 _MAX_TAG: Final = 4 << 20
+_RECENT: Final = 128 << 10
 _MAX_KEYS: Final = 1000
 _MAX_NAME: Final = 100
 _ROOT: Final = "HealthData"
@@ -111,7 +112,7 @@ class _Parser:
         self._samples: list[Sample] = []
         self._workout: records.OpenWorkout | None = None
         self._fed = 0
-        self._recent = b""  # the last two chunks, to name the element an error is in
+        self._recent = b""  # the last bytes fed, to name the element an error is in
         self._finished = False
 
     def take(self) -> list[Sample]:
@@ -146,7 +147,7 @@ class _Parser:
         return self._damage(problem, self._fed) if problem and not self._finished else None
 
     def _parse(self, data: bytes) -> None:
-        self._recent = self._recent[-len(data) :] + data if data else self._recent
+        self._recent = (self._recent + data)[-_RECENT:]
         self._fed += len(data)
         self._expat.Parse(data, False)
         if self._fed - self._expat.CurrentByteIndex > _MAX_TAG:

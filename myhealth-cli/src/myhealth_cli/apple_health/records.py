@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from datetime import date, datetime
+from functools import lru_cache
 from typing import Final
 from uuid import UUID, uuid5
 
@@ -88,6 +89,7 @@ class Span:
         return f"{int(self.begin.timestamp())}|{int(self.finish.timestamp())}"
 
 
+@lru_cache(maxsize=64)  # most records end where they, or the next one, start
 def parse_time(text: str) -> tuple[str, datetime]:
     """Give Apple's `2024-03-01 08:00:00 +0100` as (ISO 8601 with offset, aware datetime).
 
@@ -110,9 +112,14 @@ def parse_time(text: str) -> tuple[str, datetime]:
 
 def classify_device(attributes: dict[str, str]) -> Device:
     """Tell what measured a record, by `productType`, then Apple's `device` text, then the source's name."""
-    described = f"{attributes.get('productType', '')} {attributes.get('device', '')}".lower()
-    name = attributes.get("sourceName", "").lower()
-    for text in (described, name):
+    return _device(
+        attributes.get("productType", ""), attributes.get("device", ""), attributes.get("sourceName", "")
+    )
+
+
+@lru_cache(maxsize=256)
+def _device(product: str, described: str, name: str) -> Device:
+    for text in (f"{product} {described}".lower(), name.lower()):
         if "watch" in text:
             return "watch"
         if "iphone" in text:

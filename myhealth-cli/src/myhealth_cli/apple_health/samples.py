@@ -15,7 +15,7 @@ Device: TypeAlias = Literal["watch", "phone", "other"]
 Stage: TypeAlias = Literal["in_bed", "awake", "core", "deep", "rem", "asleep"]
 
 
-class Quantity(msgspec.Struct, frozen=True, kw_only=True, tag="quantity", tag_field="kind"):
+class Quantity(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="quantity", tag_field="kind"):
     """A measured number over `[start, end)`; `value` is in the metric's canonical `unit`."""
 
     id: UUID
@@ -33,7 +33,7 @@ class Quantity(msgspec.Struct, frozen=True, kw_only=True, tag="quantity", tag_fi
         return self.metric
 
 
-class Sleep(msgspec.Struct, frozen=True, kw_only=True, tag="sleep", tag_field="kind"):
+class Sleep(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="sleep", tag_field="kind"):
     """One stretch of one sleep stage."""
 
     id: UUID
@@ -49,7 +49,7 @@ class Sleep(msgspec.Struct, frozen=True, kw_only=True, tag="sleep", tag_field="k
         return "sleep"
 
 
-class Workout(msgspec.Struct, frozen=True, kw_only=True, tag="workout", tag_field="kind"):
+class Workout(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="workout", tag_field="kind"):
     """A workout; `duration_s` excludes pauses, so it may be shorter than `end - start`."""
 
     id: UUID
@@ -69,7 +69,9 @@ class Workout(msgspec.Struct, frozen=True, kw_only=True, tag="workout", tag_fiel
         return "workout"
 
 
-class ActivitySummary(msgspec.Struct, frozen=True, kw_only=True, tag="activity_summary", tag_field="kind"):
+class ActivitySummary(
+    msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="activity_summary", tag_field="kind"
+):
     """The rings of one local day (`date` is YYYY-MM-DD)."""
 
     id: UUID
