@@ -322,13 +322,10 @@ async def _pump(
     call.record.outcome = "complete" if call.fault is None else "fault"
     if not stayed:
         call.record.outcome = "gone"
-        raise ConnectionResetError
-    if end == "reset":
+    elif end == "reset":
         await asyncio.sleep(_BEFORE_RESET)
         stream.reset(transport)
-        raise ConnectionResetError
-    if end == "cut":
+    elif end == "cut":
         transport.close()
-        raise ConnectionResetError
-    await response.write_eof()
+    # aiohttp sends the last chunk, or notices that the connection is gone.
     return response

@@ -22,6 +22,8 @@ End = Literal["eof", "cut", "reset", "gone"]
 
 _HIGH_WATER: Final = 256 * 1024
 _POLL: Final = 0.25
+_EARLY: Final = 0.001
+"""uvloop's timers count whole milliseconds and may fire this much early; asking again would spin."""
 _SLICE: Final = 64 * 1024
 FOREVER: Final = float("inf")
 _BROKEN: Final = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"del\n\n'
@@ -152,7 +154,7 @@ class Pump:
         if self._transport.is_closing():
             self._done.set_result(False)
             return
-        now = self._loop.time()
+        now = self._loop.time() + _EARLY
         if self._transport.get_write_buffer_size() < _HIGH_WATER:
             self._send_due(now)
             if self._next == len(self._steps):
