@@ -177,8 +177,16 @@ async def test_a_server_that_never_answers_is_given_up(export: Path) -> None:
         with pytest.raises(UnreachableError, match="503") as caught:
             await import_export(export, target(server, retry_for_s=0.05))
     assert "repeated" in caught.value.hint
-    with pytest.raises(UnreachableError):
-        await import_export(export, target(server, retry_for_s=0.0))
+
+
+async def test_a_wrong_address_is_noticed_soon(export: Path) -> None:
+    async with serving() as server:
+        pass
+    with pytest.raises(UnreachableError, match="did not take"):
+        await import_export(export, target(server, first_answer_s=0.05))
+    for url in ("localhost:3001", "nonsense", "ftp://localhost"):
+        with pytest.raises(UnreachableError, match="is not an http address"):
+            await import_export(export, Target(url=url, token=TOKEN))
 
 
 async def test_a_refusal_names_field_and_reason(export: Path) -> None:

@@ -40,7 +40,8 @@ _HINTS: Final = {
 class Target:
     """Where to send to, and how patiently.
 
-    `retry_for_s` bounds the retries of one batch, `first_pause_s` is the first pause between them (it
+    `retry_for_s` bounds the retries of one batch (`first_answer_s` while the server has answered nothing yet,
+    so that a wrong address is noticed soon), `first_pause_s` is the first pause between them (it
     doubles, with jitter, unless the server names one in Retry-After).
     """
 
@@ -49,6 +50,7 @@ class Target:
     concurrency: int = 3
     batch: int = BATCH
     retry_for_s: float = 120.0
+    first_answer_s: float = 10.0
     first_pause_s: float = 0.25
     timeout_s: float = 60.0
 
@@ -224,6 +226,7 @@ class _Upload:
         self._session = session
         self._result = result
         self._told = told
+        self._answered = False
         self._url = f"{target.url.rstrip('/')}/v1/health/samples"
 
     async def send(self, batch: list[Sample]) -> None:
@@ -258,18 +261,22 @@ class _Upload:
     async def _until_answered(self, body: bytes) -> tuple[int, bytes]:
         """Give status and body of the first answer that is not "later"; connection loss counts as later."""
         clock = asyncio.get_running_loop().time
-        deadline, pause = clock() + self.target.retry_for_s, self.target.first_pause_s
+        began, pause = clock(), self.target.first_pause_s
         while True:
             try:
                 async with self._session.put(self._url, data=body) as response:
+                    self._answered = True
                     if response.status not in _PASSING:
                         return response.status, await response.read()
                     reason = f"it answers {response.status}"
                     wait = _retry_after(response)
             except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:
                 reason, wait = str(error) or type(error).__name__, None
+            except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
+                raise UnreachableError(f"{self.target.url!r} is not an http address") from error
             wait = random.uniform(pause / 2, pause) if wait is None else wait  # noqa: S311 - jitter
-            if clock() + wait > deadline:
+            patience = self.target.retry_for_s if self._answered else self.target.first_answer_s
+            if clock() + wait > began + patience:
                 raise UnreachableError(
                     f"{self.target.url} did not take the samples: {reason}",
                     hint="Is the backend running? The import can be repeated, nothing is stored twice.",

@@ -221,8 +221,8 @@ def activity_summary(attributes: dict[str, str]) -> ActivitySummary:
         id=_identify("activity_summary", day.isoformat()),
         date=day.isoformat(),
         active_energy_kcal=read("activeEnergyBurned", unit, ENERGY),
-        exercise_minutes=read("appleExerciseTime", "min", MINUTES),
-        stand_hours=read("appleStandHours", "count", COUNT),
+        exercise_minutes=round(read("appleExerciseTime", "min", MINUTES)),
+        stand_hours=round(read("appleStandHours", "count", COUNT)),
         active_energy_goal_kcal=read("activeEnergyBurnedGoal", unit, ENERGY),
     )
 

@@ -77,8 +77,8 @@ class ActivitySummary(
     id: UUID
     date: str
     active_energy_kcal: float
-    exercise_minutes: float
-    stand_hours: float
+    exercise_minutes: int
+    stand_hours: int
     active_energy_goal_kcal: float
 
     @property
