@@ -11,6 +11,7 @@ turns them into Prometheus' text format when somebody asks, and imports promethe
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 import traceback
@@ -18,6 +19,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal, TypeAlias
 from uuid import UUID
 
@@ -259,9 +261,21 @@ def exposition(of: Metrics = metrics) -> bytes:
     return generate_latest(registry)
 
 
-_STARTED = time.monotonic()
+_IMPORTED = time.monotonic()
 
 
 def note_boot_phase(phase: str) -> None:
-    """Record how long after this module's import a phase of the boot has ended."""
-    metrics.boot_seconds[phase] = time.monotonic() - _STARTED
+    """Record that a phase of the boot has ended, in seconds since the process was started."""
+    metrics.boot_seconds[phase] = time.monotonic() - _process_start()
+
+
+def _process_start() -> float:
+    """Return when the process was started, on the monotonic clock; without /proc: when we were imported."""
+    try:
+        stat = Path("/proc/self/stat").read_text(encoding="utf-8")
+        ticks_after_boot = int(stat.rpartition(")")[2].split()[19])
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (OSError, ValueError, IndexError, AttributeError):
+        return _IMPORTED
+    age = now - ticks_after_boot / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - age

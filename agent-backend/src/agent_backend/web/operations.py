@@ -19,7 +19,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Generic, Literal, Required, TypeAlias, TypedDict, TypeVar, Unpack, overload
 from uuid import UUID, uuid4
 
 import msgspec
@@ -32,7 +32,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from agent_backend.auth import Principal, bearer
 from agent_backend.errors import FieldError, InvalidRequest, NotFound, Unauthorized
 from agent_backend.telemetry import Log, metrics
-from agent_backend.web.problems import Broken, MethodNotAllowed, respond, translate
+from agent_backend.web.problems import Broken, MethodNotAllowed, UpgradeRequired, respond, translate
 from agent_backend.web.requests import (
     ClientGone,
     TooLargeToDrain,
@@ -326,9 +326,9 @@ class AboutSocket(TypedDict, total=False):
     summary: str
     description: str
     tag: str
-    client: Any
+    client: Required[Any]
     """Type of the frames clients send."""
-    server: Any
+    server: Required[Any]
     """Type of the frames the server sends."""
 
 
@@ -406,6 +406,13 @@ class _Endpoint:
             await _answer(MethodNotAllowed(self._allowed), scope, receive, send)
 
 
+class _SocketOnly:
+    """What plain HTTP gets at a WebSocket's path; a class, because Starlette wraps functions."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await _answer(UpgradeRequired("This path speaks WebSocket only."), scope, receive, send)
+
+
 async def unknown_path(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer 404 as a problem document: the router's default."""
     if scope["type"] == "websocket":
@@ -431,4 +438,5 @@ def routes(operations: Sequence[Operation], sockets: Sequence[SocketOperation] =
     return [
         *(Route(path, _Endpoint(group), name=group[0].name) for path, group in by_path.items()),
         *(WebSocketRoute(each.path, each.serve, name=each.name) for each in sockets),
+        *(Route(each.path, _SocketOnly()) for each in sockets),
     ]

@@ -45,6 +45,13 @@ class MethodNotAllowed(RequestError):
         self.allowed = allowed
 
 
+class UpgradeRequired(RequestError):
+    """The path is a WebSocket's."""
+
+    status = 426
+    code = "upgrade_required"
+
+
 class Broken(RequestError):
     """We failed; what happened is in the log under the request's id."""
 
@@ -125,6 +132,8 @@ def _headers(error: RequestError) -> dict[str, str]:
             return {"Retry-After": str(max(1, round(error.retry_after)))}
         case Unavailable():
             return {"Retry-After": str(_RETRY_AFTER_SECONDS)}
+        case UpgradeRequired():
+            return {"Upgrade": "websocket", "Connection": "Upgrade"}
         case MethodNotAllowed():
             return {"Allow": error.allowed}
         case _:
