@@ -189,17 +189,43 @@ async def test_a_wrong_address_is_noticed_soon(export: Path) -> None:
             await import_export(export, Target(url=url, token=TOKEN))
 
 
-async def test_a_refusal_names_field_and_reason(export: Path) -> None:
-    async def refuse(_: web.Request) -> web.StreamResponse:
-        errors = [{"field": "samples[3].value", "reason": "expected a number"}]
-        return problem(422, "Invalid samples", detail="1 field", errors=errors)
+def refusing(*errors: dict[str, str]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return problem(422, "Invalid samples", detail="see errors", errors=errors)
 
+    return answer
+
+
+async def test_samples_the_server_refuses_are_left_out_and_counted(export: Path) -> None:
     async with serving() as server:
-        server.faults.append(refuse)
-        with pytest.raises(ImportRefusedError, match=r"samples\[3\]\.value: expected a number") as caught:
+        server.faults.append(
+            refusing(
+                {"field": "$.samples[3].value", "reason": "is too large"},
+                {"field": "$.samples[7].value", "reason": "is too large"},
+            )
+        )
+        result = await import_export(export, target(server))
+    assert result.refused.total() == 2
+    assert all(reason.endswith(".value: is too large") for reason in result.refused)
+    assert result.sent == len(server.stored) == sum(expected(export).values()) - 2
+
+
+@pytest.mark.parametrize("field", ["samples", "$.samples[100000].value", "body"])
+async def test_a_refusal_that_names_no_sample_ends_the_import(export: Path, field: str) -> None:
+    async with serving() as server:
+        server.faults.append(refusing({"field": field, "reason": "expected a number"}))
+        with pytest.raises(ImportRefusedError, match="expected a number") as caught:
             await import_export(export, target(server))
     assert caught.value.status == 422
-    assert caught.value.errors[0].reason == "expected a number"
+    assert caught.value.errors[0].field == field
+
+
+async def test_a_server_that_refuses_everything_ends_the_import(export: Path) -> None:
+    async with serving() as server:
+        server.faults.extend([refusing({"field": "samples[0].unit", "reason": "unknown"})] * 10_000)
+        with pytest.raises(ImportRefusedError, match=r"samples\[0\]\.unit: unknown"):
+            await import_export(export, target(server))
+    assert not server.stored
 
 
 async def test_a_wrong_token_hints_at_the_token(export: Path) -> None:

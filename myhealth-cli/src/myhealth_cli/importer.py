@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 BATCH: Final = 2000  # the most the server takes at once
 _PASSING: Final = frozenset({429, 502, 503, 504})
+_INVALID: Final = frozenset({400, 422})
+_INDEX: Final = re.compile(r"\bsamples\[(\d+)\]\.?(.*)")
+_TOLERATED: Final = 100  # refused samples, before we ask whether it is us who are wrong
 _HINTS: Final = {
     401: "The token is missing, expired or of another environment: make one with `agent-backend token`.",
     403: "This token may not write health data.",
@@ -69,7 +73,8 @@ class ImportResult:
     """What an import did.
 
     `samples` counts what was sent per metric or kind; of these the server `stored` some and had others
-    (`unchanged`) already. `repeated` counts samples the file itself repeats within a batch.
+    (`unchanged`) already, or in another version (`replaced`). `repeated` counts samples the file itself
+    repeats within a batch, `refused` those the server would not have, by field and reason.
     """
 
     file: str
@@ -77,7 +82,9 @@ class ImportResult:
     sent: int = 0
     stored: int = 0
     unchanged: int = 0
+    replaced: int = 0
     repeated: int = 0
+    refused: Counter[str] = field(default_factory=Counter[str])
     samples: Counter[str] = field(default_factory=Counter[str])
 
     @property
@@ -131,8 +138,9 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class _Stored(msgspec.Struct, frozen=True):
-    stored: int = 0
-    unchanged: int = 0
+    stored: int
+    unchanged: int
+    replaced: int = 0
 
 
 class _Batch(msgspec.Struct, frozen=True):
@@ -236,15 +244,32 @@ class _Upload:
         await self._put(list(unique.values()))
 
     async def _put(self, batch: list[Sample]) -> None:
-        status, body = await self._until_answered(msgspec.json.encode(_Batch(batch)))
-        if status == 413 and len(batch) > 1:  # the server's limit in bytes is its own affair
-            half = len(batch) // 2
-            await self._put(batch[:half])
-            await self._put(batch[half:])
-            return
-        if status != 200:
-            raise ImportRefusedError(status, _problem(body))
-        self._count(batch, body)
+        while batch:
+            status, body = await self._until_answered(msgspec.json.encode(_Batch(batch)))
+            if status == 200:
+                return self._count(batch, body)
+            if status == 413 and len(batch) > 1:  # the server's limit in bytes is its own affair
+                half = len(batch) // 2
+                await self._put(batch[:half])
+                batch = batch[half:]
+            elif status in _INVALID:
+                batch = self._without_refused(batch, status, _problem(body))
+            else:
+                raise ImportRefusedError(status, _problem(body))
+        return None
+
+    def _without_refused(self, batch: list[Sample], status: int, problem: Problem) -> list[Sample]:
+        """Drop what the problem document names, so that one odd sample does not hold up ten years."""
+        refused = {
+            int(match[1]): f"{batch[int(match[1])].label}.{match[2]}: {error.reason}"
+            for error in problem.errors
+            if (match := _INDEX.search(error.field)) and int(match[1]) < len(batch)
+        }
+        counts = self._result.refused
+        counts.update(refused.values())
+        if not refused or counts.total() > max(_TOLERATED, self._result.sent // 10):
+            raise ImportRefusedError(status, problem)
+        return [sample for index, sample in enumerate(batch) if index not in refused]
 
     def _count(self, batch: list[Sample], body: bytes) -> None:
         try:
@@ -255,6 +280,7 @@ class _Upload:
         result.sent += len(batch)
         result.stored += answer.stored
         result.unchanged += answer.unchanged
+        result.replaced += answer.replaced
         result.samples.update(sample.label for sample in batch)
         self._told(result.sent)
 

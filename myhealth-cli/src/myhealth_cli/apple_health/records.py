@@ -37,7 +37,7 @@ from myhealth_cli.errors import MyHealthError
 SLEEP_TYPE: Final = "HKCategoryTypeIdentifierSleepAnalysis"
 _NAMESPACE: Final = UUID("6f1c2a52-6a0b-5d43-9a5e-2f1f0f6f4c1e")
 _EARLIEST_SUMMARY: Final = date(2014, 1, 1)  # HealthKit's year; exports carry an empty 1969-12-30 or so
-_MAX_TEXT: Final = 200
+_MAX_NOTE, _MAX_SOURCE, _MAX_ACTIVITY = 500, 120, 60  # what the server takes
 
 # Names since iOS 16, the older "Asleep", and the bare numbers some apps write.
 _STAGES: Final[dict[str, Stage]] = {
@@ -176,7 +176,7 @@ class OpenWorkout:
     def child(self, name: str, attributes: dict[str, str]) -> None:
         """Take a direct child; those of a nested `WorkoutActivity` repeat what the workout's own say."""
         if name == "MetadataEntry" and attributes.get("key") == "HKWorkoutBrandName":
-            self._note = attributes.get("value", "")[:_MAX_TEXT] or None
+            self._note = _printable(attributes.get("value", ""))[:_MAX_NOTE] or None
         metric = _statistic(attributes.get("type", "")) if name == "WorkoutStatistics" else None
         if metric is not None and "sum" in attributes:
             with suppress(UnitError):  # a row we cannot read does not cost the workout
@@ -230,12 +230,12 @@ def activity_summary(attributes: dict[str, str]) -> ActivitySummary:
 def activity_name(kind: str) -> str:
     """Give `HKWorkoutActivityTypeTraditionalStrengthTraining` as `traditional_strength_training`."""
     words = _WORDS.findall(kind.removeprefix("HKWorkoutActivityType"))
-    return "_".join(words).lower()[:_MAX_TEXT] if words and "rawValue" not in kind else "other"
+    return "_".join(words).lower()[:_MAX_ACTIVITY] if words and "rawValue" not in kind else "other"
 
 
 def source_name(attributes: dict[str, str]) -> str:
     """Give the source's name; iOS puts a no-break space into "Apple Watch", which would split sources."""
-    return " ".join(attributes.get("sourceName", "").split())[:_MAX_TEXT] or "unknown"
+    return _printable(attributes.get("sourceName", ""))[:_MAX_SOURCE] or "unknown"
 
 
 def record(attributes: dict[str, str]) -> Sample | None:
@@ -245,6 +245,11 @@ def record(attributes: dict[str, str]) -> Sample | None:
     if metric is not None:
         return quantity(attributes, metric)
     return sleep(attributes) if kind == SLEEP_TYPE else None
+
+
+@lru_cache(maxsize=256)
+def _printable(text: str) -> str:
+    return "".join(char for char in " ".join(text.split()) if char.isprintable())
 
 
 def _identify(*parts: str) -> UUID:
