@@ -99,7 +99,7 @@ class Provider:
             if step is None:
                 await reader.read()
                 return False
-            if isinstance(step, float):
+            if isinstance(step, (int, float)):
                 await asyncio.sleep(step)
             elif step:
                 writer.write(b"%x\r\n%b\r\n" % (len(step), step) if reply.chunked else step)
@@ -123,7 +123,7 @@ async def provider(*replies: Reply) -> AsyncGenerator[Provider]:
     """Run a provider on a free port."""
     running = Provider(replies)
     server = await asyncio.start_server(running.on_connection, "127.0.0.1", 0, limit=1 << 26)
-    running.url = "http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+    running.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield running
     finally:

@@ -216,6 +216,7 @@ class Answer:
     def __init__(self) -> None:
         self.started = False
         self.finished = False
+        self.failure: EngineError | None = None
         self.model = ""
         self.stop_reason: StopReason | None = None
         self._blocks: list[_Block] = []
@@ -226,21 +227,28 @@ class Answer:
     def take(self, payloads: list[bytes]) -> list[StepEvent]:
         """Advance by the payloads of one network read; return their step events.
 
-        Raises EngineError on an `error` event and on what is not the protocol.
+        An `error` event, or what is not the protocol, ends it: `failure` is set, and the events before it
+        are returned, so that nothing the user could see is lost.
         """
         out: list[StepEvent] = []
-        for payload in payloads:
-            try:
-                event = _decode(payload)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                if self._skippable(payload):
-                    continue
-                raise self._malformed("an event that cannot be read") from None
-            if type(event) is _BlockDelta:
-                self._on_delta(event, out)
-            else:
-                self._on_event(event, out)
+        try:
+            for payload in payloads:
+                self._take(payload, out)
+        except EngineError as error:
+            self.failure = error
         return out
+
+    def _take(self, payload: bytes, out: list[StepEvent]) -> None:
+        try:
+            event = _decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            if self._skippable(payload):
+                return
+            raise self._malformed("an event that cannot be read") from None
+        if type(event) is _BlockDelta:
+            self._on_delta(event, out)
+        else:
+            self._on_event(event, out)
 
     def _on_delta(self, event: _BlockDelta, out: list[StepEvent]) -> None:
         block = self._open

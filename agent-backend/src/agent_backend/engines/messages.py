@@ -134,6 +134,8 @@ class MessagesEngine:
                         chunk = await arrivals.read(started=answer.started)
                         if events := _advance(answer, parser, chunk, arrivals, model):
                             yield events
+                        if answer.failure is not None:
+                            raise answer.failure
                     await arrivals.drain()
                 finally:
                     arrivals.close()

@@ -74,6 +74,8 @@ class Transport:
         `total_at` is the loop time at which the whole call ends. Raises TransientError if the call may be
         made again, else EngineError.
         """
+        if self._session.closed:
+            raise EngineError("engine_closed", "the engine is closed", retryable=True)
         loop = asyncio.get_running_loop()
         headers_at = loop.time() + self.timeouts.headers
         phase: Phase = "total" if total_at < headers_at else "headers"
@@ -133,8 +135,11 @@ class Arrivals:
 
     def event_seen(self) -> None:
         """From the first event on the idle limit holds."""
-        self._phase = "idle"
-        self._allowed = self._idle
+        if self._phase == "first_event":
+            self._phase = "idle"
+            self._allowed = self._idle
+            self._timer.cancel()
+            self._timer = self._loop.call_at(self._due(), self._check)
 
     async def read(self, *, started: bool) -> bytes:
         """Return what has arrived, at least one byte; empty at the end.
@@ -148,6 +153,9 @@ class Arrivals:
             raise timed_out(error.phase, started=started) from None
         except (aiohttp.ClientError, OSError) as error:
             raise self.cut_short(started=started, how=type(error).__name__) from None
+        except RuntimeError:
+            # What aiohttp says of a connection that `Transport.aclose` has closed.
+            raise self.cut_short(started=started, how="the connection is closed") from None
         finally:
             self._waiting = None
 
@@ -165,7 +173,7 @@ class Arrivals:
         try:
             async with asyncio.timeout(1.0):
                 await self._content.read()
-        except (aiohttp.ClientError, OSError, TimeoutError, _PhaseOver):
+        except (aiohttp.ClientError, OSError, RuntimeError, TimeoutError, _PhaseOver):
             self._response.close()
 
     def close(self) -> None:
