@@ -20,17 +20,14 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 
 import msgspec
 
-if TYPE_CHECKING:
-    import asyncpg
+from agent_backend.db.pool import Connection, Database
 
-    from agent_backend.db.pool import Database
-
-Effect: TypeAlias = "Callable[[asyncpg.Connection], Awaitable[None]]"
+Effect: TypeAlias = Callable[[Connection], Awaitable[None]]
 
 
 class ToolContext(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from agent_backend.agents import Agent
 from agent_backend.auth import Authenticator
 from agent_backend.db.pool import Database
 from agent_backend.settings import Settings
+from agent_backend.turns.machine import Machine
 
 
 @dataclass(slots=True, kw_only=True)
@@ -19,6 +20,7 @@ class Services:
     settings: Settings
     database: Database
     authenticator: Authenticator
+    machine: Machine
     agents: Mapping[str, Agent]
     """By name."""
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))

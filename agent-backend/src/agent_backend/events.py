@@ -1,0 +1,294 @@
+"""Events as AG-UI 1.0 defines them, their place in the log, and how they are written; pure.
+
+An event is kept as the UTF-8 JSON of an AG-UI object *without* its metadata: its cursor is known from its
+place in the log and is added by `positioned` when it goes out. Field names and the legal order of events
+are those of the AG-UI 1.0 specification (`spec/1.0/schema.json`, package ag-ui-protocol).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+_encoder = msgspec.json.Encoder()
+encode = _encoder.encode
+
+_CURSOR = re.compile(r"(\d{1,18})-(\d{1,9})", re.ASCII)
+
+
+class Cursor(NamedTuple):
+    """A position in a session's log: epoch and number in it; compares in log order."""
+
+    epoch: int
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.n}"
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor:
+        """Read the form `str()` gives. Raises ValueError on anything else."""
+        match = _CURSOR.fullmatch(text)
+        if match is None:
+            raise ValueError("a cursor has the form '<epoch>-<number>'")
+        return cls(int(match[1]), int(match[2]))
+
+
+START: Final = Cursor(0, 0)
+
+MARKER_SPAN: Final = 1024
+"""Positions a takeover marker covers, so that each event it is read as has a cursor of its own."""
+
+
+class _Event(msgspec.Struct, kw_only=True, rename="camel", tag_field="type", omit_defaults=True):
+    """Base of all events; `positioned` adds their metadata."""
+
+
+class InputMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """The user's message inside RUN_STARTED, for readers who did not send it."""
+
+    id: str
+    content: str
+    role: Literal["user"] = "user"
+
+
+class RunInput(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What the run was started with."""
+
+    thread_id: str
+    run_id: str
+    messages: list[InputMessage]
+
+
+class RunStarted(_Event, tag="RUN_STARTED"):
+    """A turn begins; again as first event when a reader is brought up to date by a snapshot."""
+
+    thread_id: str
+    run_id: str
+    timestamp: int | None = None
+    input: RunInput | None = None
+
+
+class SuccessOutcome(msgspec.Struct, frozen=True, tag_field="type", tag="success"):
+    """The turn completed."""
+
+
+class CancelledOutcome(msgspec.Struct, frozen=True, tag_field="type", tag="cancelled"):
+    """The turn was stopped by a request."""
+
+
+class TokenUsage(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """Tokens of the turn in AG-UI's accounting: cached counts are parts of inputTokens, not additions."""
+
+    provider: str
+    model: str
+    input_tokens: int
+    output_tokens: int
+    cached_input_tokens: int = 0
+    cache_write_input_tokens: int = 0
+
+
+class RunFinished(_Event, tag="RUN_FINISHED"):
+    """The turn has ended well, or by request."""
+
+    thread_id: str
+    run_id: str
+    outcome: SuccessOutcome | CancelledOutcome
+    timestamp: int | None = None
+    result: dict[str, str] | None = None
+    usage: list[TokenUsage] | None = None
+
+
+class RunError(_Event, tag="RUN_ERROR"):
+    """The turn has failed; `code` is stable, `message` is for people."""
+
+    message: str
+    code: str
+    timestamp: int | None = None
+
+
+class TextMessageStart(_Event, tag="TEXT_MESSAGE_START"):
+    """A visible message begins."""
+
+    message_id: str
+    role: Literal["assistant"] = "assistant"
+
+
+class TextMessageContent(_Event, tag="TEXT_MESSAGE_CONTENT"):
+    """A piece of a visible message."""
+
+    message_id: str
+    delta: str
+
+
+class TextMessageEnd(_Event, tag="TEXT_MESSAGE_END"):
+    """The message is complete and settled."""
+
+    message_id: str
+
+
+class ReasoningStart(_Event, tag="REASONING_START"):
+    """A span of reasoning begins."""
+
+    message_id: str
+
+
+class ReasoningMessageStart(_Event, tag="REASONING_MESSAGE_START"):
+    """A reasoning message begins."""
+
+    message_id: str
+    role: Literal["reasoning"] = "reasoning"
+
+
+class ReasoningMessageContent(_Event, tag="REASONING_MESSAGE_CONTENT"):
+    """A piece of reasoning."""
+
+    message_id: str
+    delta: str
+
+
+class ReasoningMessageEnd(_Event, tag="REASONING_MESSAGE_END"):
+    """The reasoning message is complete and settled."""
+
+    message_id: str
+
+
+class ReasoningEnd(_Event, tag="REASONING_END"):
+    """The span of reasoning ends."""
+
+    message_id: str
+
+
+class ToolCallStart(_Event, tag="TOOL_CALL_START"):
+    """The model begins to write a tool call."""
+
+    tool_call_id: str
+    tool_call_name: str
+    parent_message_id: str | None = None
+
+
+class ToolCallArgs(_Event, tag="TOOL_CALL_ARGS"):
+    """A piece of the call's arguments (JSON text)."""
+
+    tool_call_id: str
+    delta: str
+
+
+class ToolCallEnd(_Event, tag="TOOL_CALL_END"):
+    """The call is complete and settled; only now the tool starts."""
+
+    tool_call_id: str
+
+
+class ToolCallResult(_Event, tag="TOOL_CALL_RESULT"):
+    """What the tool returned, settled."""
+
+    message_id: str
+    tool_call_id: str
+    content: str
+    role: Literal["tool"] = "tool"
+
+
+class MessagesSnapshot(_Event, tag="MESSAGES_SNAPSHOT"):
+    """The settled messages of the conversation; replaces what a client had put together."""
+
+    messages: list[dict[str, Any]]
+
+
+Event: TypeAlias = (
+    RunStarted
+    | RunFinished
+    | RunError
+    | TextMessageStart
+    | TextMessageContent
+    | TextMessageEnd
+    | ReasoningStart
+    | ReasoningMessageStart
+    | ReasoningMessageContent
+    | ReasoningMessageEnd
+    | ReasoningEnd
+    | ToolCallStart
+    | ToolCallArgs
+    | ToolCallEnd
+    | ToolCallResult
+    | MessagesSnapshot
+)
+
+
+def delta_prefix(kind: Literal["text", "thinking", "tool_use"], entity_id: str) -> bytes:
+    """Return the bytes of a content event up to its delta; the hot path appends `encode(text) + b"}"`."""
+    quoted = encode(entity_id)
+    match kind:
+        case "text":
+            return b'{"type":"TEXT_MESSAGE_CONTENT","messageId":' + quoted + b',"delta":'
+        case "thinking":
+            return b'{"type":"REASONING_MESSAGE_CONTENT","messageId":' + quoted + b',"delta":'
+        case "tool_use":
+            return b'{"type":"TOOL_CALL_ARGS","toolCallId":' + quoted + b',"delta":'
+
+
+def positioned(event: bytes, thread_id: str, cursor: str | None) -> bytes:
+    """Return the event as it goes out: with metadata.threadId, and metadata.cursor if it has a place."""
+    place = f',"cursor":"{cursor}"' if cursor is not None else ""
+    return event[:-1] + f',"metadata":{{"threadId":"{thread_id}"{place}}}}}'.encode()
+
+
+class _Opening(msgspec.Struct, rename="camel"):
+    type: str
+    message_id: str = ""
+    tool_call_id: str = ""
+
+
+_opening_decoder = msgspec.json.Decoder(_Opening)
+
+_CLOSED_BY: Final = {
+    "TEXT_MESSAGE_END": "TEXT_MESSAGE_START",
+    "REASONING_MESSAGE_END": "REASONING_MESSAGE_START",
+    "REASONING_END": "REASONING_START",
+    "TOOL_CALL_END": "TOOL_CALL_START",
+}
+
+
+def closings(events: list[bytes]) -> list[bytes]:
+    """Return the events that close whatever `events` left open, innermost first.
+
+    `events` are those after the last settled position, where nothing is open.
+    """
+    still_open: dict[tuple[str, str], None] = {}
+    for raw in events:
+        event = _opening_decoder.decode(raw)
+        entity = event.tool_call_id if event.type.startswith("TOOL_CALL") else event.message_id
+        if event.type in (
+            "TEXT_MESSAGE_START",
+            "REASONING_START",
+            "REASONING_MESSAGE_START",
+            "TOOL_CALL_START",
+        ):
+            still_open[event.type, entity] = None
+        elif (opener := _CLOSED_BY.get(event.type)) is not None:
+            still_open.pop((opener, entity), None)
+    return [_closing(kind, entity) for kind, entity in reversed(still_open)]
+
+
+def _closing(kind: str, entity: str) -> bytes:
+    match kind:
+        case "TEXT_MESSAGE_START":
+            return encode(TextMessageEnd(message_id=entity))
+        case "REASONING_MESSAGE_START":
+            return encode(ReasoningMessageEnd(message_id=entity))
+        case "REASONING_START":
+            return encode(ReasoningEnd(message_id=entity))
+        case _:
+            return encode(ToolCallEnd(tool_call_id=entity))
+
+
+def ends_run(event: bytes) -> bool:
+    """Say whether the event is RUN_FINISHED or RUN_ERROR."""
+    return event.startswith((b'{"type":"RUN_FINISHED"', b'{"type":"RUN_ERROR"'))
+
+
+def starts_run(event: bytes, run_id: str) -> bool:
+    """Say whether the event is this run's RUN_STARTED."""
+    return event.startswith(b'{"type":"RUN_STARTED"') and run_id.encode() in event

@@ -1,0 +1,169 @@
+"""What users ask for: sessions, turns, cancelling."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from uuid import UUID
+
+import msgspec
+
+from agent_backend.db import sessions as store
+from agent_backend.db.pool import Database
+from agent_backend.errors import Conflict, NotFound, TooManyRequests
+from agent_backend.sessions import OnBusy
+from agent_backend.turns.fanout import Hub
+from agent_backend.turns.notifier import Notifier
+from agent_backend.turns.runner import Runner
+from agent_backend.turns.turn import run_started
+from agent_backend.turns.versions import AgentVersions
+
+MAX_QUEUE = 16
+"""Unfinished turns a session may have."""
+
+
+class Commands:
+    """Carries out requests; `dead` tells which machines are known to be gone."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        incarnation: UUID,
+        hub: Hub,
+        runner: Runner,
+        notifier: Notifier,
+        versions: AgentVersions,
+        dead: Callable[[], list[UUID]],
+    ) -> None:
+        self._database = database
+        self._incarnation = incarnation
+        self._hub = hub
+        self._runner = runner
+        self._notifier = notifier
+        self._versions = versions
+        self._dead = dead
+
+    async def put_session(
+        self, user_id: UUID, session_id: UUID, *, agent: str, title: str | None
+    ) -> store.PutSession:
+        """Make a session, or find it again when the same is sent. Raises NotFound, Conflict."""
+        version = self._versions.current(agent)
+        if version is None:
+            raise NotFound(f"There is no agent named {agent!r}.")
+        put = await store.put(
+            self._database,
+            user_id,
+            session_id,
+            agent=agent,
+            version=version,
+            title=title,
+            body_hash=_hash(["session", agent, title]),
+        )
+        if put is None:
+            raise NotFound("There is no such session.")
+        if put.status == "conflict":
+            raise Conflict("A different session stands under this id.")
+        return put
+
+    async def put_turn(
+        self,
+        user_id: UUID,
+        session_id: UUID,
+        turn_id: UUID,
+        *,
+        text: str,
+        on_busy: OnBusy | None,
+        message_id: str | None = None,
+    ) -> store.Accepted:
+        """Accept a user message; once this returns it will be answered, whatever happens to this machine.
+
+        Raises NotFound, Conflict (a different turn under this id; `reject` while busy), TooManyRequests.
+        """
+        content = msgspec.json.encode([{"type": "text", "text": text}]).decode()
+        own_id = message_id or str(turn_id)
+        with self._claiming(session_id) as live:
+            accepted = await store.accept(
+                self._database,
+                user_id=user_id,
+                session_id=session_id,
+                turn_id=turn_id,
+                body_hash=_hash(["turn", text, on_busy]),
+                message_id=own_id,
+                content=content,
+                on_busy=on_busy,
+                run_started=run_started(session_id, turn_id, own_id, text),
+                incarnation=self._incarnation,
+                live=live,
+                dead=self._dead(),
+                max_queue=MAX_QUEUE,
+            )
+            if accepted.claim is not None:
+                self._runner.begin(accepted.claim)
+        _raise_for(accepted.status)
+        if accepted.claim is None and accepted.status == "created":
+            await self._tell_owner(session_id, accepted.owner)
+        return accepted
+
+    async def cancel(self, user_id: UUID, session_id: UUID, turn_id: UUID) -> str:
+        """Ask for a turn's end and return its state; a finished turn stays as it is. Raises NotFound."""
+        with self._claiming(session_id) as live:
+            cancelled = await store.cancel(
+                self._database,
+                user_id=user_id,
+                session_id=session_id,
+                turn_id=turn_id,
+                incarnation=self._incarnation,
+                live=live,
+                dead=self._dead(),
+            )
+            if cancelled.claim is not None:
+                self._runner.begin(cancelled.claim)
+        if cancelled.status == "not_found" or cancelled.state is None:
+            raise NotFound("There is no such turn.")
+        if cancelled.status == "requested" and cancelled.claim is None:
+            await self._tell_owner(session_id, cancelled.owner)
+        return cancelled.state
+
+    async def _tell_owner(self, session_id: UUID, owner: UUID | None) -> None:
+        """Let the owner look whether its running turn is to stop; queued turns it finds by itself."""
+        if owner == self._incarnation:
+            await self._runner.cancel_requested([session_id])
+        else:
+            self._notifier.work_for(session_id)
+
+    @contextmanager
+    def _claiming(self, session_id: UUID) -> Generator[bool]:
+        """Keep the sweep, and requests beside this one, from taking what this one may be taking.
+
+        Yields whether the session is this machine's already, or may be any moment.
+        """
+        claiming = self._hub.claiming
+        live = session_id in self._hub.live or session_id in claiming
+        claiming[session_id] = claiming.get(session_id, 0) + 1
+        try:
+            yield live
+        finally:
+            claiming[session_id] -= 1
+            if not claiming[session_id]:
+                del claiming[session_id]
+
+
+def _hash(parts: list[str | None]) -> bytes:
+    """Return the hash by which a request sent again is recognised; `parts` are its normalised body."""
+    return hashlib.sha256(msgspec.json.encode(parts)).digest()
+
+
+def _raise_for(status: str) -> None:
+    match status:
+        case "not_found":
+            raise NotFound("There is no such session.")
+        case "conflict":
+            raise Conflict("A different turn stands under this id.")
+        case "busy":
+            raise Conflict("A turn is running, and on_busy is 'reject'.")
+        case "queue_full":
+            raise TooManyRequests("Too many turns are waiting in this session.", retry_after=5)
+        case _:
+            pass

@@ -1,0 +1,190 @@
+"""Running sessions: a claimed session gets a task that runs its turns until the queue is empty."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from agent_backend.db import sessions as store
+from agent_backend.db.leases import Claim, release
+from agent_backend.db.pool import Database
+from agent_backend.engines.base import Engine
+from agent_backend.errors import LeaseLost
+from agent_backend.telemetry import Log
+from agent_backend.turns.committer import CONNECTION_TROUBLE, Committer
+from agent_backend.turns.fanout import Hub, LiveSession
+from agent_backend.turns.notifier import Notifier
+from agent_backend.turns.settling import Settler
+from agent_backend.turns.toolbox import Toolbox
+from agent_backend.turns.turn import SituationOf, TurnRun, run_started
+from agent_backend.turns.versions import AgentVersions
+
+_log = Log("runner")
+
+MAX_ATTEMPTS = 5
+"""A turn that brought down its owner this often is ended: it may be what brings them down."""
+_OLDER_EPOCH_SECONDS = 2.0
+
+
+class Runner:
+    """Runs the sessions this machine owns. One per process."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        incarnation: UUID,
+        hub: Hub,
+        committer: Committer,
+        notifier: Notifier,
+        settler: Settler,
+        toolbox: Toolbox,
+        versions: AgentVersions,
+        engines: Mapping[str, Engine],
+        situation_of: SituationOf,
+    ) -> None:
+        self._database = database
+        self._incarnation = incarnation
+        self._hub = hub
+        self._committer = committer
+        self._notifier = notifier
+        self._settler = settler
+        self._toolbox = toolbox
+        self._versions = versions
+        self._engines = engines
+        self._situation_of = situation_of
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, claim: Claim) -> None:
+        """Take up a session this machine has just claimed."""
+        live = LiveSession(claim.session_id, claim.user_id, claim.epoch, claim.next_n, self._committer)
+        live.task = asyncio.create_task(self._run(live, claim), name=f"session {claim.session_id}")
+        self._tasks.add(live.task)
+        live.task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, live: LiveSession, claim: Claim) -> None:
+        await self._let_older_epoch_end(live)
+        self._hub.add(live)
+        self._notifier.log_grew(live.session_id)
+        try:
+            await self._turns(live, claim)
+        except LeaseLost:
+            self.lost(live)
+        except Exception as error:  # noqa: BLE001 - whatever broke, the session must become claimable again
+            _log.error("session_abandoned", error=error, session_id=live.session_id)
+            self.lost(live)
+        finally:
+            self._hub.remove(live)
+
+    async def _let_older_epoch_end(self, live: LiveSession) -> None:
+        """Wait for a run of this session that has released it but not yet told its readers."""
+        older = self._hub.live.get(live.session_id)
+        if older is not None and older.task is not None:
+            await asyncio.wait([older.task], timeout=_OLDER_EPOCH_SECONDS)
+
+    async def _turns(self, live: LiveSession, claim: Claim) -> None:
+        following: Claim | None = claim
+        while following is not None:
+            if following.turn_id is None:
+                # Claimed without work; what came meanwhile is returned instead of being released.
+                following = await release(
+                    self._database, live.session_id, self._incarnation, live.epoch, live.next_n, force=False
+                )
+            else:
+                following = await self._turn(live, following)
+
+    async def _turn(self, live: LiveSession, claim: Claim) -> Claim | None:
+        assert claim.turn_id is not None, "checked by the caller"
+        live.turn_id = claim.turn_id
+        if claim.turn_state == "queued":
+            claim = await self._start(live, claim)
+        agent = await self._versions.get(claim.agent_version)
+        turn = TurnRun(
+            live,
+            claim,
+            agent=agent,
+            engine=self._engines[agent.engine],
+            database=self._database,
+            settler=self._settler,
+            toolbox=self._toolbox,
+            situation_of=self._situation_of,
+        )
+        if claim.attempts > MAX_ATTEMPTS:
+            return await turn.fail("gave_up", "This turn could not be finished.")
+        try:
+            return await turn.run()
+        except (LeaseLost, *CONNECTION_TROUBLE):
+            raise
+        except Exception as error:  # noqa: BLE001 - a fault of ours must end in RUN_ERROR, not in silence
+            _log.error("turn_broke", error=error, turn_id=claim.turn_id, session_id=live.session_id)
+            return await turn.fail("internal", "Something went wrong on our side.")
+
+    async def _start(self, live: LiveSession, claim: Claim) -> Claim:
+        """Begin a turn that had to wait in the queue."""
+        assert claim.turn_id is not None, "checked by the caller"
+        blocks: list[dict[str, str]] = msgspec.json.decode(claim.content or "[]")
+        text = "\n\n".join(block["text"] for block in blocks)
+        event = run_started(live.session_id, claim.turn_id, claim.message_id or "", text)
+        # Positions follow commit order: nothing of this session may still be on its way to the log.
+        await self._committer.take_over(live)
+        try:
+            numbered = live.number([event])
+            begun = await store.start_turn(
+                self._database,
+                live.session_id,
+                self._incarnation,
+                live.epoch,
+                claim.turn_id,
+                numbered[0].n,
+                event,
+            )
+        finally:
+            self._committer.settled(live)
+        if not begun:
+            raise LeaseLost
+        live.publish_settled(numbered)
+        self._notifier.log_grew(live.session_id)
+        return claim._replace(
+            turn_state="running", last_message=claim.last_message + 1, attempts=claim.attempts + 1
+        )
+
+    # --- ends ---
+
+    def lost(self, live: LiveSession) -> None:
+        """Stop publishing for a session that is ours no longer, or that must be taken anew with a marker."""
+        if not live.fenced:
+            _log.warning("lease_lost", session_id=live.session_id, epoch=live.epoch)
+            live.fence()
+        self._hub.remove(live)
+
+    def lost_all(self) -> None:
+        """Fence everything: this machine's own lease is gone."""
+        for live in list(self._hub.live.values()):
+            self.lost(live)
+
+    async def cancel_requested(self, session_ids: list[UUID]) -> None:
+        """Look up cancel requests for live sessions (made on other machines) and pass them on."""
+        for session_id, turn_id in await store.requested_cancels(self._database, session_ids):
+            live = self._hub.live.get(session_id)
+            if live is not None and live.turn_id == turn_id:
+                live.request_cancel(turn_id)
+
+    async def stop(self) -> None:
+        """End all runs at once and give their sessions back, in mid-turn too: another machine goes on."""
+        owned = list(self._hub.live.values())
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for live in owned:
+            live.fence()
+            try:
+                await release(
+                    self._database, live.session_id, self._incarnation, live.epoch, live.next_n, force=True
+                )
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                _log.warning("release_failed", error=error, session_id=live.session_id)

@@ -1,0 +1,114 @@
+"""Settling: the one way events other than STARTs and deltas come to be.
+
+A settle takes over the session's unpersisted deltas, writes them with the step's messages and closing events
+in one call, and publishes the closing events only when that call has been answered. An attempt whose outcome
+is unknown is repeated under the same positions, which the database recognises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from uuid import UUID
+
+import asyncpg
+
+from agent_backend.db import sessions as store
+from agent_backend.db.pool import Database
+from agent_backend.errors import LeaseLost
+from agent_backend.sessions import FinalState
+from agent_backend.telemetry import Log
+from agent_backend.tools.base import Effect
+from agent_backend.turns.committer import CONNECTION_TROUBLE, Committer
+from agent_backend.turns.fanout import LiveSession, Numbered
+from agent_backend.turns.notifier import Notifier
+
+_log = Log("settling")
+
+_LOCKED = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError, asyncpg.DeadlockDetectedError)
+
+
+class Settler:
+    """Settles steps of live sessions. `patience`: seconds an unreachable database is waited for."""
+
+    def __init__(
+        self, database: Database, incarnation: UUID, committer: Committer, notifier: Notifier, patience: float
+    ) -> None:
+        self._database = database
+        self._incarnation = incarnation
+        self._committer = committer
+        self._notifier = notifier
+        self._patience = patience
+
+    async def settle(
+        self,
+        live: LiveSession,
+        turn_id: UUID,
+        events: list[bytes],
+        *,
+        messages: list[store.NewMessage] | None = None,
+        usage: store.StepUsage = store.NO_USAGE,
+        final_state: FinalState | None = None,
+        error_code: str | None = None,
+        effect: Effect | None = None,
+    ) -> store.Settled:
+        """Settle one step; `events` (at least one) are published afterwards.
+
+        Raises LeaseLost when the session is no longer ours, or the database stayed away for too long.
+        """
+        pending = await self._committer.take_over(live)
+        before = live.next_n
+        numbered = live.number(events)
+        try:
+            step = store.Settlement(
+                session_id=live.session_id,
+                incarnation=self._incarnation,
+                epoch=live.epoch,
+                turn_id=turn_id,
+                messages=messages or [],
+                first=(pending or numbered)[0].n,
+                last=numbered[-1].n,
+                events=b"\n".join([event for _, event in (*pending, *numbered)]),
+                final_state=final_state,
+                error_code=error_code,
+                usage=usage,
+            )
+            settled = await self._send(live, step, effect)
+        except asyncpg.PostgresError:
+            # Refused for certain, so the numbers were not used and the next settle may have them.
+            live.next_n = before
+            raise
+        finally:
+            self._committer.settled(live)
+        self._publish(live, len(pending), numbered)
+        return settled
+
+    def _publish(self, live: LiveSession, persisted: int, numbered: list[Numbered]) -> None:
+        del live.pending[:persisted]
+        live.publish_settled(numbered)
+        self._notifier.log_grew(live.session_id)
+
+    async def _send(self, live: LiveSession, step: store.Settlement, effect: Effect | None) -> store.Settled:
+        give_up_at = time.monotonic() + self._patience
+        delay = 0.05
+        while True:
+            if live.fenced:
+                raise LeaseLost
+            try:
+                if effect is None:
+                    return await store.settle(self._database, step)
+                return await self._with_effect(step, effect)
+            except (*CONNECTION_TROUBLE, *_LOCKED) as error:
+                _log.warning("settle_retry", error=error, session_id=live.session_id)
+                if time.monotonic() > give_up_at:
+                    raise LeaseLost from error
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 2.0)
+
+    async def _with_effect(self, step: store.Settlement, effect: Effect) -> store.Settled:
+        """Commit a tool's effect with its result; a repetition finds the result settled and does neither."""
+        async with self._database.pool.acquire() as connection, connection.transaction():
+            settled = await store.settle(connection, step)
+            if not settled.again:
+                await effect(connection)
+            return settled

@@ -1,0 +1,451 @@
+"""One turn: model steps and tool steps until it ends; each is settled before the next begins.
+
+Recovery needs nothing special: a turn that was taken over begins by looking at what is settled. Open tool
+calls are run, otherwise the model is asked; an unfinished step left no message behind, so it starts anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from contextlib import aclosing
+from typing import Any, NamedTuple, Protocol
+from uuid import UUID
+
+import msgspec
+
+from agent_backend import events as agui
+from agent_backend.db import sessions as store
+from agent_backend.db.leases import Claim
+from agent_backend.db.pool import Database
+from agent_backend.engines.base import Engine, StepDone, StepRequest
+from agent_backend.errors import EngineError
+from agent_backend.sessions import FinalState
+from agent_backend.telemetry import Log, metrics
+from agent_backend.tools.base import ToolResult
+from agent_backend.transcript import StoredMessage, to_agui
+from agent_backend.turns import history
+from agent_backend.turns.fanout import Interrupted, LiveSession
+from agent_backend.turns.settling import Settler
+from agent_backend.turns.step import StepWriter
+from agent_backend.turns.toolbox import Toolbox
+from agent_backend.turns.versions import FrozenAgent
+
+_log = Log("turns")
+
+CANCELLED_RESULT = "The user cancelled this call before it finished."
+
+
+class Situation(NamedTuple):
+    """What the model should know about now: where the user's clock stands and which language they read."""
+
+    time_zone: str
+    locale: str
+    text: str
+
+
+class SituationOf(Protocol):
+    """Tells a user's situation at this moment."""
+
+    async def __call__(self, user_id: UUID) -> Situation:
+        """Return it; one query at most."""
+        ...
+
+
+class TurnRun:
+    """Runs one claimed turn of a live session to its end."""
+
+    def __init__(
+        self,
+        live: LiveSession,
+        claim: Claim,
+        *,
+        agent: FrozenAgent,
+        engine: Engine,
+        database: Database,
+        settler: Settler,
+        toolbox: Toolbox,
+        situation_of: SituationOf,
+    ) -> None:
+        assert claim.turn_id is not None, "a turn is claimed with its session"
+        self._live = live
+        self._claim = claim
+        self._turn_id: UUID = claim.turn_id
+        self._agent = agent
+        self._engine = engine
+        self._database = database
+        self._settler = settler
+        self._toolbox = toolbox
+        self._situation_of = situation_of
+        self._stored: list[StoredMessage] = []
+        self._context: StoredMessage | None = None
+        self._situation: Situation | None = None
+        self._writer: StepWriter | None = None
+        self._usage = store.NO_USAGE
+        self._began = time.monotonic()
+
+    # --- the course of a turn ---
+
+    async def run(self) -> Claim | None:
+        """Run to the end; returns the next turn if the session was kept for it. Raises LeaseLost."""
+        if self._claim.cancel_requested:
+            self._live.request_cancel(self._turn_id)
+        await self._load()
+        for _ in range(self._agent.max_steps):
+            calls = history.open_calls(self._stored)
+            settled = await (self._tool_step(calls) if calls else self._model_step())
+            if isinstance(settled, _Ended):
+                return settled.next
+            if settled.cancel:
+                self._live.request_cancel(self._turn_id)
+        return (await self._fail("step_limit", "The turn took more steps than this agent may take.")).next
+
+    async def _load(self) -> None:
+        """Bring the history into memory; the first turn of a session needs no query for it."""
+        claim = self._claim
+        first_ever = claim.last_message == 1 and claim.attempts == 1 and claim.message_id and claim.content
+        if first_ever:
+            self._remember(1, store.NewMessage(claim.message_id or "", "user", claim.content or "[]"))
+        else:
+            read = await store.read_messages(self._database, self._live.user_id, self._live.session_id)
+            self._stored = [] if read is None else read.messages
+        if claim.attempts > 1:
+            await self._load_usage()
+        self._situation = await self._situation_of(self._live.user_id)
+        told = any(m.role == "system" and m.turn_id == str(self._turn_id) for m in self._stored)
+        if not told:
+            block = msgspec.json.encode([{"type": "text", "text": self._situation.text}]).decode()
+            self._context = StoredMessage(0, "", str(self._turn_id), "system", block)
+
+    async def _load_usage(self) -> None:
+        row = await store.read_turn(self._database, self._live.user_id, self._live.session_id, self._turn_id)
+        if row is not None:
+            self._usage = store.StepUsage(
+                model_calls=row.model_calls,
+                input_tokens=row.input_tokens,
+                output_tokens=row.output_tokens,
+                cache_read_input_tokens=row.cache_read_input_tokens,
+                cache_write_input_tokens=row.cache_write_input_tokens,
+                cost_usd_micros=row.cost_usd_micros,
+            )
+
+    def _remember(self, n: int, message: store.NewMessage) -> None:
+        self._stored.append(StoredMessage(n, message.id, str(self._turn_id), message.role, message.content))
+
+    # --- model steps ---
+
+    async def _model_step(self) -> store.Settled | _Ended:
+        writer = self._writer = StepWriter(self._next_message_id(with_context=True))
+        try:
+            done = await self._stream(writer)
+        except Interrupted:
+            return await self._cancel(writer)
+        except EngineError as error:
+            metrics.model_calls[error.code] += 1
+            _log.warning("model_call_failed", error=error, turn_id=self._turn_id, code=error.code)
+            return await self._fail(error.code, _explain(error), writer)
+        metrics.model_calls[done.stop_reason] += 1
+        return await self._after_model(writer, done)
+
+    async def _stream(self, writer: StepWriter) -> StepDone:
+        """Call the model and publish as it speaks. Raises EngineError, Interrupted."""
+        live = self._live
+        messages = [*self._stored, self._context] if self._context else self._stored
+        request = StepRequest(
+            model=self._agent.model,
+            system=self._agent.system,
+            tools=self._agent.tools,
+            messages=history.for_model(messages),
+            max_tokens=self._agent.max_tokens,
+            thinking=self._agent.thinking,
+            session_id=str(live.session_id),
+            user_ref=user_ref(live.user_id),
+        )
+        live.enter_step(self._turn_id)
+        try:
+            async with aclosing(self._engine.stream(request)) as stream:
+                async for batch in stream:
+                    events = writer.feed(batch)
+                    if events:
+                        live.publish_unsettled(events)
+        except asyncio.CancelledError:
+            if live.was_interrupted(self._turn_id):
+                raise Interrupted from None
+            raise
+        finally:
+            live.leave_step()
+        assert writer.done is not None, "an engine ends with StepDone or raises"
+        return writer.done
+
+    async def _after_model(self, writer: StepWriter, done: StepDone) -> store.Settled | _Ended:
+        usage = _usage_of(done)
+        self._usage = _add(self._usage, usage)
+        if done.stop_reason == "refusal":
+            return await self._refused(writer, usage)
+        messages = self._messages_for(writer.message_id, done.content)
+        wants_tools = any(block["type"] == "tool_use" for block in done.content)
+        if wants_tools or done.stop_reason == "pause_turn":
+            events = writer.closings()
+            if not events:
+                # Every settle has a place in the log; a pause without visible output has nothing to close.
+                return await self._fail("model_paused", "The model paused without output.", writer)
+            return await self._settle(events, messages, usage=usage)
+        finished = self._finished(agui.SuccessOutcome(), {"stopReason": done.stop_reason}, done.model)
+        return await self._end([*writer.closings(), finished], "completed", messages, usage=usage)
+
+    async def _refused(self, writer: StepWriter, usage: store.StepUsage) -> _Ended:
+        """End with what was shown of the step discarded: readers get the conversation without it."""
+        events = [
+            *writer.closings(),
+            self._snapshot([]),
+            self._error("refusal", "The model declined to answer."),
+        ]
+        return await self._end(events, "failed", [], error_code="refusal", usage=usage)
+
+    # --- tool steps ---
+
+    async def _tool_step(self, calls: list[history.ToolCall]) -> store.Settled | _Ended:
+        """Run open calls side by side and settle their results; one with an effect settles with it, alone."""
+        live = self._live
+        assert self._situation is not None, "loaded first"
+        try:
+            live.enter_step(self._turn_id)
+            try:
+                results = await self._toolbox.run_all(
+                    calls, live, self._turn_id, self._agent, self._situation.time_zone, self._situation.locale
+                )
+            except asyncio.CancelledError:
+                if live.was_interrupted(self._turn_id):
+                    raise Interrupted from None
+                raise
+            finally:
+                live.leave_step()
+        except Interrupted:
+            return await self._cancel(None)
+        settled: store.Settled | None = None
+        plain: list[tuple[history.ToolCall, ToolResult]] = []
+        for call, result in zip(calls, results, strict=True):
+            if result.effect is None:
+                plain.append((call, result))
+            else:
+                settled = await self._settle_results([(call, result)])
+        if plain:
+            settled = await self._settle_results(plain)
+        assert settled is not None, "a tool step has calls"
+        return settled
+
+    async def _settle_results(self, results: list[tuple[history.ToolCall, ToolResult]]) -> store.Settled:
+        messages, events = self._results(results)
+        return await self._settle(events, messages, effect=results[0][1].effect)
+
+    def _results(
+        self, results: list[tuple[history.ToolCall, ToolResult]]
+    ) -> tuple[list[store.NewMessage], list[bytes]]:
+        message_id = self._next_message_id(with_context=False)
+        blocks: list[dict[str, Any]] = []
+        events: list[bytes] = []
+        for index, (call, result) in enumerate(results):
+            block: dict[str, Any] = {"type": "tool_result", "tool_use_id": call.id, "content": result.content}
+            if result.is_error:
+                block["is_error"] = True
+            blocks.append(block)
+            own_id = message_id if index == 0 else f"{message_id}.{index}"
+            events.append(
+                agui.encode(
+                    agui.ToolCallResult(message_id=own_id, tool_call_id=call.id, content=result.content)
+                )
+            )
+        return [store.NewMessage(message_id, "tool", msgspec.json.encode(blocks).decode())], events
+
+    # --- ends ---
+
+    async def _cancel(self, writer: StepWriter | None) -> _Ended:
+        """End by request: keep the visible text, answer every open call, so that the history stays valid."""
+        messages: list[store.NewMessage] = []
+        events: list[bytes] = []
+        if writer is not None:
+            kept = writer.kept()
+            messages = self._messages_for(writer.message_id, kept.content)
+            events = writer.closings()
+            if kept.dropped:
+                events.append(self._snapshot(messages))
+        elif calls := history.open_calls(self._stored):
+            refusals = [(call, ToolResult(content=CANCELLED_RESULT, is_error=True)) for call in calls]
+            messages, events = self._results(refusals)
+        events.append(self._finished(agui.CancelledOutcome(), None, self._agent.model))
+        return await self._end(events, "cancelled", messages)
+
+    async def _fail(self, code: str, message: str, writer: StepWriter | None = None) -> _Ended:
+        """End with an error; like a cancelled turn it keeps the visible text and leaves no open call."""
+        messages: list[store.NewMessage] = []
+        events: list[bytes] = []
+        if writer is not None:
+            kept = writer.kept()
+            messages = self._messages_for(writer.message_id, kept.content)
+            events = writer.closings()
+            if kept.dropped:
+                events.append(self._snapshot(messages))
+        elif calls := history.open_calls(self._stored):
+            failures = [(call, ToolResult(content="The turn failed.", is_error=True)) for call in calls]
+            messages, events = self._results(failures)
+        events.append(self._error(code, message))
+        return await self._end(events, "failed", messages, error_code=code)
+
+    async def fail(self, code: str, message: str) -> Claim | None:
+        """End the turn from outside: it cannot go on. Returns the next turn, as `run` does."""
+        if not self._stored:
+            await self._load()
+        return (await self._fail(code, message, self._writer)).next
+
+    async def _end(
+        self,
+        events: list[bytes],
+        state: FinalState,
+        messages: list[store.NewMessage],
+        *,
+        error_code: str | None = None,
+        usage: store.StepUsage = store.NO_USAGE,
+    ) -> _Ended:
+        settled = await self._settler.settle(
+            self._live,
+            self._turn_id,
+            events,
+            messages=messages,
+            usage=usage,
+            final_state=state,
+            error_code=error_code,
+        )
+        metrics.turns[state] += 1
+        seconds = time.monotonic() - self._began
+        metrics.turn_seconds.observe(seconds)
+        _log.info(
+            "turn_ended",
+            turn_id=self._turn_id,
+            session_id=self._live.session_id,
+            state=state,
+            code=error_code,
+            ms=round(seconds * 1000),
+            model_calls=self._usage.model_calls,
+        )
+        return _Ended(settled.next)
+
+    # --- settling ---
+
+    async def _settle(
+        self,
+        events: list[bytes],
+        messages: list[store.NewMessage],
+        *,
+        usage: store.StepUsage = store.NO_USAGE,
+        effect: Any = None,
+    ) -> store.Settled:
+        settled = await self._settler.settle(
+            self._live, self._turn_id, events, messages=messages, usage=usage, effect=effect
+        )
+        for message in messages:
+            self._remember(self._last_n() + 1, message)
+        self._context = None
+        self._writer = None
+        return settled
+
+    def _messages_for(self, message_id: str, content: list[dict[str, Any]]) -> list[store.NewMessage]:
+        """Return the rows of a model step; before a turn's first answer, what the model was told of now."""
+        messages: list[store.NewMessage] = []
+        if self._context is not None:
+            context_id = f"{message_id}.context"
+            messages.append(store.NewMessage(context_id, "system", self._context.content))
+        if content:
+            messages.append(store.NewMessage(message_id, "assistant", msgspec.json.encode(content).decode()))
+        return messages
+
+    def _last_n(self) -> int:
+        return self._stored[-1].n if self._stored else 0
+
+    def _next_message_id(self, *, with_context: bool) -> str:
+        offset = 2 if with_context and self._context is not None else 1
+        return f"m{self._live.epoch}-{self._last_n() + offset}"
+
+    # --- events ---
+
+    def _finished(
+        self, outcome: agui.SuccessOutcome | agui.CancelledOutcome, result: dict[str, str] | None, model: str
+    ) -> bytes:
+        total = self._usage
+        cached, written = total.cache_read_input_tokens, total.cache_write_input_tokens
+        usage = agui.TokenUsage(
+            provider="anthropic",
+            model=model,
+            input_tokens=total.input_tokens + cached + written,
+            output_tokens=total.output_tokens,
+            cached_input_tokens=cached,
+            cache_write_input_tokens=written,
+        )
+        return agui.encode(
+            agui.RunFinished(
+                thread_id=str(self._live.session_id),
+                run_id=str(self._turn_id),
+                outcome=outcome,
+                timestamp=round(time.time() * 1000),
+                result=result,
+                usage=[usage] if total.model_calls else None,
+            )
+        )
+
+    def _error(self, code: str, message: str) -> bytes:
+        return agui.encode(agui.RunError(message=message, code=code, timestamp=round(time.time() * 1000)))
+
+    def _snapshot(self, added: list[store.NewMessage]) -> bytes:
+        """Return the conversation as it will be once `added` is settled."""
+        fresh = [
+            StoredMessage(self._last_n() + i, message.id, str(self._turn_id), message.role, message.content)
+            for i, message in enumerate(added, 1)
+        ]
+        return agui.encode(agui.MessagesSnapshot(messages=to_agui([*self._stored, *fresh])))
+
+
+class _Ended(NamedTuple):
+    """The turn is over."""
+
+    next: Claim | None
+
+
+def user_ref(user_id: UUID) -> str:
+    """Return the opaque reference the provider gets for a user; not reversible to our id."""
+    return hashlib.blake2s(user_id.bytes, person=b"provider").hexdigest()
+
+
+def run_started(session_id: UUID, turn_id: UUID, message_id: str, text: str) -> bytes:
+    """Return a turn's RUN_STARTED, with the user's message for readers who did not send it."""
+    thread, run = str(session_id), str(turn_id)
+    message = agui.InputMessage(id=message_id, content=text)
+    return agui.encode(
+        agui.RunStarted(
+            thread_id=thread,
+            run_id=run,
+            timestamp=round(time.time() * 1000),
+            input=agui.RunInput(thread_id=thread, run_id=run, messages=[message]),
+        )
+    )
+
+
+def _usage_of(done: StepDone) -> store.StepUsage:
+    usage = done.usage
+    return store.StepUsage(
+        model_calls=1,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cache_read_input_tokens=usage.cache_read_input_tokens,
+        cache_write_input_tokens=usage.cache_write_5m_input_tokens + usage.cache_write_1h_input_tokens,
+        cost_usd_micros=done.cost_usd_micros,
+    )
+
+
+def _add(a: store.StepUsage, b: store.StepUsage) -> store.StepUsage:
+    return store.StepUsage(**{field: getattr(a, field) + getattr(b, field) for field in a.__struct_fields__})
+
+
+def _explain(error: EngineError) -> str:
+    if error.retryable:
+        return "The model could not answer right now. Please try again in a moment."
+    return "The model could not answer this."
