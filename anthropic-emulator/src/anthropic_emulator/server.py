@@ -60,8 +60,8 @@ class _Call(msgspec.Struct, kw_only=True):
         }
 
 
-_CALL: Final = "call"
-_REQUEST_ID: Final = "request_id"
+_CALL: Final = web.RequestKey("call", _Call)
+_REQUEST_ID: Final = web.RequestKey("request_id", str)
 
 
 @web.middleware
@@ -86,7 +86,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def _refuse(request: web.Request, error: ApiError) -> web.Response:
     state = request.app[STATE]
-    call: _Call | None = request.get(_CALL)
+    call = request.get(_CALL)
     headers = {"request-id": request[_REQUEST_ID], **error.headers}
     state.ledger.errors += 1
     if call is not None:

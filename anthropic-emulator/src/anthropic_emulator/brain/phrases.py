@@ -18,7 +18,7 @@ _MAIN_KEYS: Final = (
     *("value", "total", "sum", "average", "avg", "mean", "asleep_min", "asleep_minutes", "asleep_h"),
     *("asleep_hours", "duration_min", "duration_s", "minutes"),
 )
-_SUMMED_UNITS: Final = frozenset({"count", "kcal", "m", "min", "km"})
+_SUMMED_UNITS: Final = frozenset({"", "kcal", "m", "min", "km"})
 _TOTALS: Final = (
     "total",
     "sum",
@@ -170,12 +170,13 @@ def _subject(outcome: ToolOutcome, language: Language) -> str:
 
 def _body(findings: Findings, language: Language) -> str:
     unit = findings.words.get("unit", "")
+    unit = "" if unit == "count" else unit
     parts: list[str] = []
     if findings.rows:
         parts.append("; ".join(_row(row, unit, language) for row in findings.rows[-_MAX_ROWS:]))
     totals = _totals(findings, unit, language)
     if totals:
-        parts.append(totals)
+        parts.append(totals[:1].upper() + totals[1:] if parts else totals)
     if not parts:
         return _say(
             ("Es gibt keine Daten für diesen Zeitraum.", "There is no data for this period."), language
