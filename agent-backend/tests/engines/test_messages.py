@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent_backend.engines.base import HistoryMessage, StepRequest
+from agent_backend.engines.base import Delta, HistoryMessage, StepRequest
 from agent_backend.engines.limits import RetryPolicy, Timeouts
 from agent_backend.engines.messages import MessagesEngine
 
@@ -199,6 +199,14 @@ async def test_what_cannot_be_asked_is_not_asked(
     assert (error.code, error.retryable, server.received) == (code, False, [])
 
 
+async def test_a_closed_engine_says_so(engine_of: Callable[..., MessagesEngine]) -> None:
+    async with provider(OK) as server:
+        engine = engine_of(server.url)
+        await engine.aclose()
+        _, error = await collect_until_error(engine, step_request("x"))
+    assert (error.code, server.received) == ("engine_closed", [])
+
+
 async def test_the_key_is_told_to_nobody(engine_of: Callable[..., MessagesEngine]) -> None:
     engine = engine_of("http://127.0.0.1:9", retries=RetryPolicy(attempts=1))
     _, error = await collect_until_error(engine, step_request("x"))
@@ -261,6 +269,14 @@ async def test_a_cut_answer_is_an_error(engine_of: Callable[..., MessagesEngine]
         _, error = await collect_until_error(engine_of(server.url), step_request("x"))
     assert (error.code, error.started, error.retryable) == ("provider_stream_cut", True, True)
     assert len(server.received) == 1
+
+
+async def test_an_error_in_mid_answer_names_the_request(engine_of: Callable[..., MessagesEngine]) -> None:
+    async with provider(SCRIPTS["error"]) as server:
+        events, error = await collect_until_error(engine_of(server.url), step_request("x"))
+    assert (error.code, error.request_id) == ("provider_overloaded", "req_test")
+    assert events[-1] == Delta(0, "Hal"), "what had arrived before it is not lost"
+    assert "hello" not in str(error)
 
 
 async def test_an_endless_event_is_cut(engine_of: Callable[..., MessagesEngine]) -> None:
@@ -399,6 +415,7 @@ async def test_each_phase_has_its_limit(
         _, error = await collect_until_error(engine_of(server.url, timeouts=timeouts), step_request("x"))
         await server.wait_until_no_streams()
     assert (error.code, error.started, error.retryable) == (f"provider_{phase}_timeout", started, True)
+    assert error.request_id == "req_test"
     assert len(server.received) == 1
 
 

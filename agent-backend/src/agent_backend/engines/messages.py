@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from agent_backend.engines.answer import Answer
 from agent_backend.engines.base import HistoryMessage, StepDone, StepEvent, StepRequest, ToolSchema, Usage
 from agent_backend.engines.limits import Retries, RetryPolicy, Timeouts, TransientError
 from agent_backend.engines.sse import EventTooLargeError, SseParser
@@ -29,6 +28,7 @@ from agent_backend.errors import EngineError
 from agent_backend.prices import Model, models
 
 if TYPE_CHECKING:
+    from agent_backend.engines.answer import Answer
     from agent_backend.engines.transport import Arrivals, Transport
 
 API_VERSION = "2026-10-21"
@@ -101,7 +101,7 @@ class MessagesEngine:
         self._policy = retries or RetryPolicy()
         self._sleep = sleep
         self._random = random
-        self._transport: Transport | None = None
+        self._parts: tuple[Transport, type[Answer]] | None = None
         self._starting = asyncio.Lock()
         self._closed = False
 
@@ -112,8 +112,8 @@ class MessagesEngine:
     async def aclose(self) -> None:
         """Close connections; calls under way fail."""
         self._closed = True
-        if self._transport is not None:
-            await self._transport.aclose()
+        if self._parts is not None:
+            await self._parts[0].aclose()
 
     async def stream(self, request: StepRequest) -> AsyncGenerator[list[StepEvent]]:
         """Make one model call; see the port. Raises EngineError."""
@@ -121,7 +121,7 @@ class MessagesEngine:
         if model is None:
             raise EngineError("unknown_model", "the price file has no such model", retryable=False)
         body = encode_request(request, model)
-        transport = await self._ready()
+        transport, make_answer = await self._ready()
         loop = asyncio.get_running_loop()
         total_at = loop.time() + self._timeouts.total
         retries = Retries(self._policy, self._random)
@@ -129,12 +129,13 @@ class MessagesEngine:
             try:
                 arrivals = await transport.post(body, total_at)
                 try:
-                    answer, parser = Answer(), SseParser()
+                    answer, parser = make_answer(), SseParser()
                     while not answer.finished:
                         chunk = await arrivals.read(started=answer.started)
                         if events := _advance(answer, parser, chunk, arrivals, model):
                             yield events
                         if answer.failure is not None:
+                            answer.failure.request_id = arrivals.request_id
                             raise answer.failure
                     await arrivals.drain()
                 finally:
@@ -147,20 +148,23 @@ class MessagesEngine:
                 return
             await self._sleep(wait)
 
-    async def _ready(self) -> Transport:
-        if self._closed:
-            raise EngineError("engine_closed", "the engine is closed", retryable=True)
+    async def _ready(self) -> tuple[Transport, type[Answer]]:
         async with self._starting:
-            if self._transport is None:
-                transport = await asyncio.to_thread(_transport_class)
-                self._transport = transport(self._url, self._headers, self._timeouts)
-            return self._transport
+            if self._parts is None and not self._closed:
+                transport, answer = await asyncio.to_thread(_load)
+                if not self._closed:
+                    self._parts = transport(self._url, self._headers, self._timeouts), answer
+            if self._parts is None or self._closed:
+                raise EngineError("engine_closed", "the engine is closed", retryable=True)
+            return self._parts
 
 
-def _transport_class() -> type[Transport]:
-    from agent_backend.engines.transport import Transport  # noqa: PLC0415 - see that module
+def _load() -> tuple[type[Transport], type[Answer]]:
+    """Import what only a call needs: aiohttp alone takes longer than the rest of the boot."""
+    from agent_backend.engines.answer import Answer  # noqa: PLC0415 - as above
+    from agent_backend.engines.transport import Transport  # noqa: PLC0415 - as above
 
-    return Transport
+    return Transport, Answer
 
 
 def encode_request(request: StepRequest, model: Model) -> bytes:

@@ -88,7 +88,7 @@ class Transport:
         except aiohttp.ConnectionTimeoutError:
             raise TransientError("provider_connect_timeout", "no connection in time") from None
         except TimeoutError:
-            raise timed_out(phase, started=False) from None
+            raise _timed_out(phase, started=False) from None
         except (aiohttp.ClientError, OSError) as error:
             raise TransientError("provider_unreachable", type(error).__name__) from None
         return Arrivals(response, self.timeouts, total_at)
@@ -150,7 +150,7 @@ class Arrivals:
         try:
             return await self._content.readany()
         except _PhaseOver as error:
-            raise timed_out(error.phase, started=started) from None
+            raise _timed_out(error.phase, started=started, request_id=self.request_id) from None
         except (aiohttp.ClientError, OSError) as error:
             raise self.cut_short(started=started, how=type(error).__name__) from None
         except RuntimeError:
@@ -203,10 +203,14 @@ class _PhaseOver(Exception):
         self.phase: Phase = phase
 
 
-def timed_out(phase: Phase, *, started: bool) -> EngineError:
+def _timed_out(phase: Phase, *, started: bool, request_id: str | None = None) -> EngineError:
     """Return the error for a phase that took too long. Never retried here: the user has waited enough."""
     return EngineError(
-        f"provider_{phase}_timeout", "the provider took too long", retryable=True, started=started
+        f"provider_{phase}_timeout",
+        "the provider took too long",
+        retryable=True,
+        started=started,
+        request_id=request_id,
     )
 
 
