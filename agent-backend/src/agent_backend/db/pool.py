@@ -87,6 +87,11 @@ class Database:
         assert self._pool is not None, "Database.open() comes first"
         return self._pool
 
+    @property
+    def in_use(self) -> int:
+        """How many connections of the pool are taken; 0 while it is not open."""
+        return 0 if self._pool is None else self._pool.get_size() - self._pool.get_idle_size()
+
     async def fetch(self, query: str, *args: Any) -> list[asyncpg.Record]:
         """Run one autocommitted statement and return its rows."""
         return await self.pool.fetch(query, *args)
