@@ -181,12 +181,100 @@ async def test_the_answer_has_the_numbers_of_the_result(emulator: Emulator) -> N
     result = {"metric": "steps", "unit": "count", "time_zone": "Europe/Berlin", "days": days}
     text = await told(emulator, "Wie viele Schritte waren es letzte Woche?", result)
     assert text == (
-        "[Simulation] Schritte vom 2026-11-16 bis 2026-11-22: 2026-11-22: 8432; 2026-11-23: 10077,5. "
-        "Insgesamt 18509,5, im Schnitt 9254,8 (Europe/Berlin)."
+        "[Simulation] Schritte vom 2026-11-16 bis 2026-11-22: insgesamt 18509,5, im Schnitt 9254,8. "
+        "2026-11-22: 8432; 2026-11-23: 10077,5 (Europe/Berlin)."
     )
     english = await told(emulator, "How many steps last week?", result)
-    assert english.startswith("[simulation] Steps from 2026-11-16 to 2026-11-22: 2026-11-22: 8432;")
-    assert "10077.5" in english
+    assert english.startswith(
+        "[simulation] Steps from 2026-11-16 to 2026-11-22: in total 18509.5, on average"
+    )
+
+
+PERIOD = {"start": "2026-11-18", "end": "2026-11-24", "time_zone": "Europe/Berlin"}
+STEPS = {
+    **PERIOD,
+    "metric": "steps",
+    "unit": "count",
+    "days": 7,
+    "days_with_data": 3,
+    "sources": ["Anna's Apple Watch"],
+    "partial_day": "2026-11-24",
+    "summary": {
+        "mean_per_day": 9000,
+        "lowest_day": {"date": "2026-11-22", "value": 8000},
+        "highest_day": {"date": "2026-11-23", "value": 10000},
+        "total": 18000,
+    },
+    "missing_days": ["2026-11-18..2026-11-21"],
+    "daily": [
+        {"date": "2026-11-22", "weekday": "Sun", "value": 8000},
+        {"date": "2026-11-23", "weekday": "Mon", "value": 10000},
+        {"date": "2026-11-24", "weekday": "Tue", "value": 3210},
+    ],
+}
+SLEEP = {
+    **PERIOD,
+    "units": {"asleep": "min", "stages": "min", "awake": "min", "in_bed": "min"},
+    "averages": {"asleep": 431, "deep": 62},
+    "missing_nights": [],
+    "nightly": [
+        {"night": "2026-11-23", "weekday": "Mon", "asleep": 440, "from": "23:10", "to": "06:55", "deep": 60},
+        {"night": "2026-11-24", "weekday": "Tue", "asleep": 422, "from": "23:40", "to": "06:50", "deep": 64},
+    ],
+}
+WORKOUTS = {
+    **PERIOD,
+    "units": {"duration": "min", "energy": "kcal", "distance": "km"},
+    "count": 1,
+    "totals": [{"activity": "running", "count": 1, "duration": 32, "energy": 310, "distance": 5.02}],
+    "workouts": [
+        {"date": "2026-11-20", "time": "07:10", "activity": "running", "duration": 32, "distance": 5.02}
+    ],
+}
+TREND = {
+    **PERIOD,
+    "metric": "body_mass",
+    "unit": "kg",
+    "enough_data": True,
+    "direction": "falling",
+    "change_per_week": -0.12,
+    "from": 82.4,
+    "to": 81.1,
+    "weekly_means": [{"start": "2026-11-10", "mean": 81.3}, {"start": "2026-11-17", "mean": 81.1}],
+}
+
+
+async def test_daily_metrics_are_told_with_extremes_and_gaps(emulator: Emulator) -> None:
+    assert await told(emulator, "Wie viele Schritte waren es?", STEPS) == (
+        "[Simulation] Schritte vom 2026-11-18 bis 2026-11-24: im Schnitt pro Tag 9000, "
+        "am wenigsten 8000 (2026-11-22), am meisten 10000 (2026-11-23), insgesamt 18000. "
+        "2026-11-22: 8000; 2026-11-23: 10000; 2026-11-24 (bisher): 3210. "
+        "Keine Daten: 2026-11-18..2026-11-21 (Anna's Apple Watch, Europe/Berlin)."
+    )
+
+
+async def test_sleep_is_told_by_night(emulator: Emulator) -> None:
+    assert await told(emulator, "How did I sleep last night?", SLEEP) == (
+        "[simulation] Sleep from 2026-11-23 to 2026-11-24: asleep 431 min, deep 62 min. "
+        "2026-11-23: asleep 440 min, deep 60 min; 2026-11-24: asleep 422 min, deep 64 min (Europe/Berlin)."
+    )
+
+
+async def test_workouts_are_told_one_by_one(emulator: Emulator) -> None:
+    assert await told(emulator, "Which workouts this week?", WORKOUTS) == (
+        "[simulation] Workouts from 2026-11-23 to 2026-11-24: "
+        "2026-11-20 running: duration 32 min, distance 5.02 km (Europe/Berlin)."
+    )
+
+
+async def test_a_trend_is_told_with_its_direction(emulator: Emulator) -> None:
+    assert await told(emulator, "Wie entwickelt sich mein Gewicht?", TREND) == (
+        "[Simulation] Gewicht: fallend. Änderung pro Woche -0,12 kg, von 82,4 kg, auf 81,1 kg. "
+        "2026-11-10: im Schnitt 81,3 kg; 2026-11-17: im Schnitt 81,1 kg (Europe/Berlin)."
+    )
+    short = {**PERIOD, "enough_data": False, "reason": "2 weeks have data"}
+    text = await told(emulator, "Wie entwickelt sich mein Gewicht?", short)
+    assert text == "[Simulation] Gewicht: zu wenig Daten für einen Trend (2 weeks have data) (Europe/Berlin)."
 
 
 async def test_two_results_are_told_in_their_order(emulator: Emulator) -> None:

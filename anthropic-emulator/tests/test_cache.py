@@ -175,7 +175,7 @@ async def test_stats_add_up_tokens_and_cost(emulator: Emulator) -> None:
     sums = stats["models"]["claude-sonnet-5-5"]
     assert (sums["calls"], sums["input_tokens"]) == (2, 200)
     assert (sums["cache_creation_5m_input_tokens"], sums["cache_read_input_tokens"]) == (2000, 2000)
-    expected = 200 * 2 + 2000 * 2.5 + 2000 * 0.2 + sums["output_tokens"] * 10
+    expected = 200 * 2 + 2000 * 2.5 + 2000 * 0.1 + sums["output_tokens"] * 10
     assert sums["cost_usd_micro"] == pytest.approx(expected)
     assert stats["cost_usd_micro"] == pytest.approx(expected)
 

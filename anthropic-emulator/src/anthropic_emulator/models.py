@@ -43,7 +43,7 @@ _SONNET: Final = Model(
     thinking_types=frozenset({"adaptive", "between_tools"}),
     default_thinking="adaptive",
     binds_thinking=True,
-    price=Price(input=2.0, output=10.0, write_5m=2.5, write_1h=4.0, read=0.2),
+    price=Price(input=2.0, output=10.0, write_5m=2.5, write_1h=4.0, read=0.1),
 )
 _OPUS: Final = Model(
     id="claude-opus-5-5",

@@ -26,6 +26,8 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     topics: Sequence[topics.Topic]
     trend: bool
     span: dates.Span
+    explicit: bool
+    """Whether the question itself names the days."""
 
 
 Rule = Callable[[MessagesRequest, Situation], tuple[Sequence[Part], str] | None]
@@ -58,6 +60,7 @@ def understand(request: MessagesRequest, conversation: Conversation) -> Situatio
         topics=found,
         trend=trend,
         span=span or dates.last(conversation.today, default),
+        explicit=span is not None,
     )
 
 
@@ -118,7 +121,12 @@ def _calls(situation: Situation) -> list[Call]:
 
 
 def _call(tool: JsonObject, topic: topics.Topic | None, situation: Situation) -> Call:
-    ask = toolargs.Ask(topic=topic, span=situation.span, question=situation.conversation.question)
+    ask = toolargs.Ask(
+        topic=topic,
+        span=situation.span,
+        explicit=situation.explicit,
+        question=situation.conversation.question,
+    )
     return toolargs.call(tool, ask)
 
 

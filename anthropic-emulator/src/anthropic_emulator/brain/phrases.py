@@ -14,59 +14,54 @@ from anthropic_emulator.brain.topics import Topic, named
 LABEL: Final = {"de": "[Simulation]", "en": "[simulation]"}
 _MAX_ROWS: Final = 14
 _MAX_TEXT: Final = 1200
-_MAIN_KEYS: Final = (
-    *("value", "total", "sum", "average", "avg", "mean", "asleep_min", "asleep_minutes", "asleep_h"),
-    *("asleep_hours", "duration_min", "duration_s", "minutes"),
-)
+_MAIN_KEYS: Final = ("value", "total", "sum", "average", "avg", "mean", "asleep", "duration")
 _SUMMED_UNITS: Final = frozenset({"", "kcal", "m", "min", "km"})
 _TOTALS: Final = (
-    "total",
-    "sum",
-    "average",
-    "avg",
-    "mean",
-    "daily_average",
-    "minimum",
-    "maximum",
-    "min",
-    "max",
+    *("mean_per_day", "total", "sum", "average", "avg", "mean", "daily_average", "minimum", "maximum"),
+    *("change_per_week", "change_percent", "from", "to"),
 )
+_STAGES: Final = frozenset({"core", "deep", "rem", "unspecified"})
 _WORDS: Final[dict[str, tuple[str, str]]] = {
     "total": ("insgesamt", "in total"),
     "sum": ("insgesamt", "in total"),
     "average": ("im Schnitt", "on average"),
     "avg": ("im Schnitt", "on average"),
     "mean": ("im Schnitt", "on average"),
-    "daily_average": ("im Tagesschnitt", "on average per day"),
+    "mean_per_day": ("im Schnitt pro Tag", "on average per day"),
+    "daily_average": ("im Schnitt pro Tag", "on average per day"),
     "minimum": ("mindestens", "at least"),
     "maximum": ("höchstens", "at most"),
+    "last": ("zuletzt", "latest"),
+    "count": ("Anzahl", "count"),
     "asleep": ("geschlafen", "asleep"),
     "in_bed": ("im Bett", "in bed"),
     "awake": ("wach", "awake"),
     "core": ("Kernschlaf", "core"),
     "deep": ("Tiefschlaf", "deep"),
     "rem": ("REM", "REM"),
+    "unspecified": ("ohne Phase", "no stage"),
     "duration": ("Dauer", "duration"),
     "energy": ("Energie", "energy"),
     "distance": ("Strecke", "distance"),
-    "slope_per_day": ("Änderung pro Tag", "change per day"),
-    "slope_per_week": ("Änderung pro Woche", "change per week"),
-    "change": ("Änderung", "change"),
-    "direction": ("Richtung", "direction"),
+    "days_with_data": ("Tage mit Daten", "days with data"),
+    "change_per_week": ("Änderung pro Woche", "change per week"),
+    "change_percent": ("Änderung", "change"),
+    "from": ("von", "from"),
+    "to": ("auf", "to"),
+    "rising": ("steigend", "rising"),
+    "falling": ("fallend", "falling"),
+    "no clear trend": ("kein klarer Trend", "no clear trend"),
 }
 _SUFFIXES: Final = {
     "_s": "s",
-    "_seconds": "s",
     "_min": "min",
     "_minutes": "min",
     "_h": "h",
-    "_hours": "h",
     "_m": "m",
     "_km": "km",
     "_kcal": "kcal",
     "_bpm": "bpm",
     "_percent": "%",
-    "_pct": "%",
 }
 _GREETINGS: Final = {
     "de": (
@@ -169,20 +164,31 @@ def _subject(outcome: ToolOutcome, language: Language) -> str:
 
 
 def _body(findings: Findings, language: Language) -> str:
-    unit = findings.words.get("unit", "")
-    unit = "" if unit == "count" else unit
-    parts: list[str] = []
-    if findings.rows:
-        parts.append("; ".join(_row(row, unit, language) for row in findings.rows[-_MAX_ROWS:]))
-    totals = _totals(findings, unit, language)
-    if totals:
-        parts.append(totals[:1].upper() + totals[1:] if parts else totals)
+    parts = [part for part in (_trend(findings, language), _totals(findings, language)) if part]
+    rows = findings.rows[-_MAX_ROWS:]
+    if rows:
+        partial = findings.words.get("partial_day")
+        parts.append("; ".join(_row(row, findings, partial, language) for row in rows))
     if not parts:
         return _say(
             ("Es gibt keine Daten für diesen Zeitraum.", "There is no data for this period."), language
         )
-    source = ", ".join(findings.words[key] for key in ("time_zone", "source") if findings.words.get(key))
-    return ". ".join(parts) + (f" ({source})." if source else ".")
+    missing = findings.lists.get("missing_days") or findings.lists.get("missing_nights")
+    if missing:
+        parts.append(f"{_say(('keine Daten', 'no data'), language)}: {', '.join(missing[:_MAX_ROWS])}")
+    sources = [*findings.lists.get("sources", ()), findings.words.get("source", "")]
+    origin = ", ".join(filter(None, (*sources, findings.words.get("time_zone"))))
+    sentences = [part[:1].upper() + part[1:] for part in parts[1:]]
+    return ". ".join((parts[0], *sentences)) + (f" ({origin})." if origin else ".")
+
+
+def _trend(findings: Findings, language: Language) -> str:
+    """Say what a trend tool found, or why it found nothing."""
+    if findings.words.get("enough_data") == "false":
+        text = _say(("zu wenig Daten für einen Trend", "too little data for a trend"), language)
+        return f"{text} ({findings.words.get('reason', '')})"
+    direction = findings.words.get("direction")
+    return _say(_WORDS.get(direction, (direction, direction)), language) if direction else ""
 
 
 def _word(key: str, language: Language) -> str:
@@ -190,51 +196,69 @@ def _word(key: str, language: Language) -> str:
     return _say(_WORDS.get(key, (plain, plain)), language)
 
 
-def _key(key: str, language: Language) -> tuple[str, str]:
-    """Give a field's name in words, and the unit its suffix tells."""
-    for suffix, unit in _SUFFIXES.items():
-        if key.endswith(suffix):
-            key = key[: -len(suffix)]
-            return _word(key, language), unit
-    return _word(key, language), ""
+def _unit(key: str, findings: Findings) -> str:
+    """Give the unit the result names for a field, or the one the field's own name ends in."""
+    suffix = next((unit for end, unit in _SUFFIXES.items() if key.endswith(end)), "")
+    named_unit = findings.words.get(f"units.{'stages' if key in _STAGES else key}")
+    counted = key == "count" or key.startswith(("days", "nights"))
+    unit = suffix or named_unit or ("" if counted else findings.words.get("unit", ""))
+    return "" if unit == "count" else unit
 
 
-def _field(key: str, value: float, unit: str, language: Language) -> str:
-    name, own = _key(key, language)
-    amount = f"{number(value, language)} {own or unit}".strip()
-    return amount if key in ("value", "value1") else f"{name} {amount}"
+def _field(key: str, value: float, findings: Findings, language: Language) -> str:
+    amount = f"{number(value, language)} {_unit(key, findings)}".strip()
+    if key in ("value", "value1"):
+        return amount
+    name = key if key in _WORDS else next((key[: -len(s)] for s in _SUFFIXES if key.endswith(s)), key)
+    return f"{_word(name, language)} {amount}"
 
 
-def _row(row: Row, unit: str, language: Language) -> str:
+def _row(row: Row, findings: Findings, partial: str | None, language: Language) -> str:
     words = [word for key, word in row.words.items() if key in ("activity", "type", "name", "stage")]
-    only_unit = unit if len(row.numbers) == 1 else ""
-    fields = [_field(key, value, only_unit, language) for key, value in row.numbers.items()]
+    fields = [_field(key, value, findings, language) for key, value in row.numbers.items()]
+    if partial and row.label == partial:
+        words.append(_say(("(bisher)", "(so far)"), language))
     head = " ".join(filter(None, (row.label, *words)))
     told = ", ".join(fields) if fields else _say(("keine Daten", "no data"), language)
     return f"{head}: {told}" if head else told
 
 
-def _totals(findings: Findings, unit: str, language: Language) -> str:
-    """Give the tool's own totals if it has any, else those of its rows."""
-    scalars = dict(findings.numbers)
-    if not findings.rows:
-        return ", ".join(_field(key, value, unit, language) for key, value in scalars.items())
-    own = {
-        key: value for key, value in scalars.items() if key in _TOTALS or key.startswith(("slope", "change"))
-    }
-    if own:
-        return ", ".join(_field(key, value, unit, language) for key, value in own.items())
-    key = _main_key(findings.rows)
-    values = [row.numbers[key] for row in findings.rows if key in row.numbers] if key else []
-    if key is None or len(values) <= 1:
+def _totals(findings: Findings, language: Language) -> str:
+    """Give the tool's own totals if it has any, else those of its rows; nothing about a single row."""
+    if len(findings.rows) == 1:
         return ""
-    own_unit = _key(key, language)[1] or unit
-    mean = _field("average", round(sum(values) / len(values), 1), own_unit, language)
-    if own_unit not in _SUMMED_UNITS:
+    own: list[str] = []
+    for path, value in findings.numbers.items():
+        group, _, key = path.rpartition(".")
+        if not findings.rows or key in _TOTALS or group == "averages":
+            own.append(_extreme(group, value, findings, language) or _field(key, value, findings, language))
+        elif group.endswith(("lowest_day", "highest_day")):
+            own.append(_extreme(group, value, findings, language))
+    return ", ".join(own) if own or not findings.rows else _row_totals(findings, language)
+
+
+def _extreme(group: str, value: float, findings: Findings, language: Language) -> str:
+    """Say which day was the lowest or the highest; empty for other groups."""
+    kinds = {"lowest_day": ("am wenigsten", "lowest"), "highest_day": ("am meisten", "highest")}
+    kind = kinds.get(group.rpartition(".")[2])
+    if kind is None:
+        return ""
+    day = findings.words.get(f"{group}.date", "")
+    return f"{_say(kind, language)} {number(value, language)} ({day})"
+
+
+def _row_totals(findings: Findings, language: Language) -> str:
+    keys = [key for row in findings.rows for key in row.numbers]
+    key = next((key for key in _MAIN_KEYS if key in keys), keys[0] if keys else "")
+    values = [row.numbers[key] for row in findings.rows if key in row.numbers]
+    if not values:
+        return ""
+    unit = _unit(key, findings)
+    mean = (
+        f"{_word('average', language)} {number(round(sum(values) / len(values), 1), language)} {unit}".strip()
+    )
+    if unit not in _SUMMED_UNITS or key in ("average", "avg", "mean"):
         return mean
-    return f"{_field('total', round(sum(values), 2), own_unit, language)}, {mean}"
-
-
-def _main_key(rows: Sequence[Row]) -> str | None:
-    keys = [key for row in rows for key in row.numbers]
-    return next((key for key in _MAIN_KEYS if key in keys), keys[0] if keys else None)
+    return (
+        f"{_word('total', language)} {number(round(sum(values), 2), language)} {unit}".strip() + f", {mean}"
+    )

@@ -6,7 +6,7 @@ Understands JSON objects with scalars and one table, where a table is a list of 
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, TypeGuard
 
 import msgspec
 
@@ -27,7 +27,11 @@ class Findings(msgspec.Struct, frozen=True, kw_only=True):
     """The scalars and the rows of a result; `text` is set when it was no JSON object or list."""
 
     numbers: Mapping[str, float]
+    """By dotted path, such as `summary.total`."""
     words: Mapping[str, str]
+    """Texts and truth values, by dotted path."""
+    lists: Mapping[str, Sequence[str]]
+    """Lists of texts, such as `sources`."""
     rows: Sequence[Row]
     text: str | None = None
 
@@ -39,49 +43,59 @@ def read(content: str) -> Findings:
     except (msgspec.DecodeError, RecursionError):
         value = content
     if not isinstance(value, dict | list):
-        return Findings(numbers={}, words={}, rows=(), text=str(value).strip())
+        return Findings(numbers={}, words={}, lists={}, rows=(), text=str(value).strip())
     numbers: dict[str, float] = {}
     words: dict[str, str] = {}
-    rows = list(_table(value) or ())
-    for key, item in _scalars(value, 0):
-        if isinstance(item, str):
-            words.setdefault(key, item)
+    lists: dict[str, Sequence[str]] = {}
+    for path, item in _leaves(value, ""):
+        if isinstance(item, list):
+            lists[path] = item
+        elif isinstance(item, str):
+            words[path] = item
         else:
-            numbers.setdefault(key, item)
-    return Findings(numbers=numbers, words=words, rows=rows)
+            numbers[path] = item
+    return Findings(numbers=numbers, words=words, lists=lists, rows=_best(list(_tables(value))))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _best(tables: Sequence[list[Row]]) -> Sequence[Row]:
+    """Give the first table whose rows are about days, else the first."""
+    dated = (rows for rows in tables if rows and _DATED.match(rows[0].label))
+    return next(dated, next(iter(tables), ()))
 
 
-def _scalars(value: object, depth: int) -> Iterator[tuple[str, float | str]]:
-    """Scalars of an object and of objects inside it, but none of its tables."""
+def _is_texts(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
+
+
+def _leaves(value: object, path: str, depth: int = 0) -> Iterator[tuple[str, float | str | list[str]]]:
+    """Scalars, and lists of texts, of an object and of the objects inside it, but not of its tables."""
     if not isinstance(value, dict) or depth > MAX_DEPTH or _keyed_rows(value) is not None:
         return
     for key, item in value.items():
-        if isinstance(item, str) or _is_number(item):
-            yield key, item
+        here = f"{path}.{key}" if path else str(key)
+        if isinstance(item, bool):
+            yield here, "true" if item else "false"
+        elif isinstance(item, str | int | float) or _is_texts(item):
+            yield here, item
         else:
-            yield from _scalars(item, depth + 1)
+            yield from _leaves(item, here, depth + 1)
 
 
-def _table(value: object, depth: int = 0) -> list[Row] | None:
-    """Rows of the first table in `value`."""
+def _tables(value: object, depth: int = 0) -> Iterator[list[Row]]:
+    """All tables in `value`, in order."""
     if depth > MAX_DEPTH:
-        return None
+        return
     if isinstance(value, list):
-        return _listed_rows(value)
-    if not isinstance(value, dict):
-        return None
-    keyed = _columns(value) or _keyed_rows(value)
-    if keyed is not None:
-        return keyed
-    for item in value.values():
-        found = _table(item, depth + 1)
-        if found:
-            return found
-    return None
+        rows = _listed_rows(value)
+        if rows:
+            yield rows
+    elif isinstance(value, dict):
+        keyed = _columns(value) or _keyed_rows(value)
+        if keyed is not None:
+            yield keyed
+            return
+        for item in value.values():
+            yield from _tables(item, depth + 1)
 
 
 def _columns(value: Mapping[str, object]) -> list[Row] | None:

@@ -24,6 +24,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
     topic: Topic | None
     span: Span
+    explicit: bool
+    """Whether the question names the days; if not, a tool's own default is better."""
     question: str
 
 
@@ -137,7 +139,7 @@ def _value(name: str, spec: JsonObject, ask: Ask) -> object:
             items = spec.get("items")
             made: object = [_value(name, items if isinstance(items, dict) else {}, ask)]
         case "integer" | "number":
-            made = _count_value(name, spec, ask.span)
+            made = _count_value(name, spec, ask)
         case "boolean":
             made = bool(spec.get("default", False))
         case "object":
@@ -169,13 +171,13 @@ def _date_value(name: str, spec: JsonObject, span: Span) -> str:
     return day.isoformat()
 
 
-def _count_value(name: str, spec: JsonObject, span: Span) -> int:
+def _count_value(name: str, spec: JsonObject, ask: Ask) -> int:
     unit = next((days for word, days in _COUNTS.items() if word in name.lower()), None)
-    if unit is None:
-        default = spec.get("default", spec.get("minimum", 10))
-        return int(default) if isinstance(default, int | float) else 10
-    wanted = math.ceil(span.days / unit)
+    default = spec.get("default")
+    if isinstance(default, int | float) and (unit is None or not ask.explicit):
+        return int(default)
     low, high = spec.get("minimum"), spec.get("maximum")
+    wanted = 10 if unit is None else math.ceil(ask.span.days / unit)
     if isinstance(low, int | float):
         wanted = max(wanted, int(low))
     if isinstance(high, int | float):
