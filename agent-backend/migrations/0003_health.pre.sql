@@ -137,6 +137,17 @@ GRANT SELECT, INSERT ON myhealth.health_sources TO agent_backend;
 GRANT SELECT, INSERT, UPDATE, DELETE ON myhealth.health_days TO agent_backend;
 GRANT SELECT ON myhealth.health_metrics TO agent_backend;
 
+-- A user's profile, in one round trip; no row before the first PUT.
+CREATE FUNCTION myhealth.profile(p_user uuid)
+    RETURNS TABLE (o_time_zone text, o_locale text, o_birth_year smallint)
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM myhealth.act_as(p_user);
+    RETURN QUERY SELECT p.time_zone, p.locale, p.birth_year FROM myhealth.profiles p WHERE p.user_id = p_user;
+END
+$$;
+
 
 -- --- writing ------------------------------------------------------------------------------------------
 
@@ -518,24 +529,22 @@ BEGIN
 END
 $$;
 
--- The days of a metric that have data, in p_zone or else the profile's zone; computes what is missing.
+-- The days of a metric that have data, as days of p_zone; computes what is missing.
 -- Under the shared lock: every statement after it sees the uploads that ended before, and none ends until the
 -- commit. So nothing outdated is kept, and no day falls between looking and reading.
 CREATE FUNCTION myhealth.health_daily(p_user uuid, p_metric text, p_start date, p_end date, p_zone text)
-    RETURNS TABLE (o_zone text, o_day date, o_total double precision, o_minimum double precision,
+    RETURNS TABLE (o_day date, o_total double precision, o_minimum double precision,
                    o_average double precision, o_maximum double precision, o_latest double precision,
                    o_samples integer, o_sources text[])
     LANGUAGE plpgsql
     AS $$
 DECLARE
     v_metric myhealth.health_metrics;
-    v_zone text;
     v_gap record;
 BEGIN
     PERFORM myhealth.act_as(p_user);
     PERFORM myhealth.health_lock(p_user, false);
     SELECT * INTO STRICT v_metric FROM myhealth.health_metrics m WHERE m.name = p_metric;
-    v_zone := coalesce(p_zone, (SELECT p.time_zone FROM myhealth.profiles p WHERE p.user_id = p_user), 'UTC');
     FOR v_gap IN
         SELECT min(g.day) AS first, max(g.day) AS last
         FROM (
@@ -544,19 +553,19 @@ BEGIN
             WHERE NOT EXISTS (
                 SELECT FROM myhealth.health_days d
                 WHERE d.user_id = p_user AND d.metric_id = v_metric.id AND d.day = w.day
-                    AND d.time_zone = v_zone)
+                    AND d.time_zone = p_zone)
         ) g
         GROUP BY g.run ORDER BY 1
     LOOP
         PERFORM myhealth.health_fill(
-            p_user, v_metric.id, v_metric.cumulative, v_gap.first, v_gap.last, v_zone);
+            p_user, v_metric.id, v_metric.cumulative, v_gap.first, v_gap.last, p_zone);
     END LOOP;
     RETURN QUERY
-        SELECT v_zone, d.day, d.total, d.minimum, d.average, d.maximum, d.latest, d.samples,
+        SELECT d.day, d.total, d.minimum, d.average, d.maximum, d.latest, d.samples,
             ARRAY(SELECT s.name FROM unnest(d.sources) WITH ORDINALITY AS u (id, n)
                   JOIN myhealth.health_sources s ON s.user_id = p_user AND s.id = u.id ORDER BY u.n)
         FROM myhealth.health_days d
-        WHERE d.user_id = p_user AND d.metric_id = v_metric.id AND d.time_zone = v_zone
+        WHERE d.user_id = p_user AND d.metric_id = v_metric.id AND d.time_zone = p_zone
             AND d.day BETWEEN p_start AND p_end AND d.samples > 0
         ORDER BY d.day;
 END
@@ -565,33 +574,30 @@ $$;
 -- Nights: a night runs from noon to noon and is named by the day it ends in. Each (source, stage) is a layer;
 -- layers rank by source, then from the most telling stage to the least; each loses what a better one covers.
 CREATE FUNCTION myhealth.health_nights(p_user uuid, p_start date, p_end date, p_zone text)
-    RETURNS TABLE (o_zone text, o_night date, o_stage text, o_minutes double precision,
+    RETURNS TABLE (o_night date, o_stage text, o_minutes double precision,
                    o_from timestamptz, o_until timestamptz, o_sources text[])
     LANGUAGE plpgsql
     AS $$
-DECLARE
-    v_zone text;
 BEGIN
     PERFORM myhealth.act_as(p_user);
-    v_zone := coalesce(p_zone, (SELECT p.time_zone FROM myhealth.profiles p WHERE p.user_id = p_user), 'UTC');
     RETURN QUERY
     WITH stretches AS (
         -- Twelve hours on, noon is midnight.
         SELECT z.*, generate_series(
-            0, (z.end_at AT TIME ZONE v_zone + interval '12 hours')::date - z.evening) + z.evening AS night
+            0, (z.end_at AT TIME ZONE p_zone + interval '12 hours')::date - z.evening) + z.evening AS night
         FROM (
             SELECT start_at, end_at, stage, source_id,
-                (start_at AT TIME ZONE v_zone + interval '12 hours')::date AS evening
+                (start_at AT TIME ZONE p_zone + interval '12 hours')::date AS evening
             FROM myhealth.health_sleep
             WHERE user_id = p_user
-                AND start_at >= (p_start - 1 + time '12:00') AT TIME ZONE v_zone - interval '7 days'
-                AND start_at < (p_end + time '12:00') AT TIME ZONE v_zone
+                AND start_at >= (p_start - 1 + time '12:00') AT TIME ZONE p_zone - interval '7 days'
+                AND start_at < (p_end + time '12:00') AT TIME ZONE p_zone
         ) z
     ), layers AS (
         SELECT z.night, z.stage, s.place, s.name,
             range_agg(tstzrange(z.start_at, z.end_at)
-                * tstzrange((z.night - 1 + time '12:00') AT TIME ZONE v_zone,
-                            (z.night + time '12:00') AT TIME ZONE v_zone)) AS cover,
+                * tstzrange((z.night - 1 + time '12:00') AT TIME ZONE p_zone,
+                            (z.night + time '12:00') AT TIME ZONE p_zone)) AS cover,
             -- "In bed" says where, the other stages say how: two statements that may both hold.
             CASE WHEN z.stage = 'in_bed' THEN 'bed' ELSE 'sleep' END AS sheet
         FROM stretches z
@@ -605,7 +611,7 @@ BEGIN
             ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), '{}') AS cover
         FROM layers l
     )
-    SELECT v_zone, w.night, w.stage, sum(date_part('epoch', upper(r) - lower(r))) / 60,
+    SELECT w.night, w.stage, sum(date_part('epoch', upper(r) - lower(r))) / 60,
         min(lower(r)), max(upper(r)), array_agg(DISTINCT w.name)
     FROM won w CROSS JOIN LATERAL unnest(w.cover) r
     GROUP BY w.night, w.stage ORDER BY w.night, w.stage;
@@ -618,7 +624,7 @@ DECLARE
 BEGIN
     FOR f IN SELECT p.oid FROM pg_proc p
         WHERE p.pronamespace = 'myhealth'::regnamespace
-            AND (p.proname LIKE 'health\_%' OR p.proname IN ('day_start', 'device_rank')) LOOP
+            AND (p.proname LIKE 'health\_%' OR p.proname IN ('day_start', 'device_rank', 'profile')) LOOP
         EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', f);
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO agent_backend', f);
     END LOOP;

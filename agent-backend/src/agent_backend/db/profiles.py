@@ -30,8 +30,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 async def read(db: Database, user_id: UUID) -> Profile:
     """Return the user's profile, or the defaults."""
-    async with db.as_user(user_id) as connection:
-        row = await connection.fetchrow(queries("profiles")["read"])
+    row = await db.fetchrow(queries("profiles")["read"], user_id)
     return Profile() if row is None else Profile(**row)
 
 

@@ -50,7 +50,7 @@ class _Measured(_Sample, frozen=True, kw_only=True):
     device: Device
 
 
-class Quantity(_Measured, frozen=True, kw_only=True, tag="quantity", gc=False):
+class QuantitySample(_Measured, frozen=True, kw_only=True, tag="quantity", gc=False):
     """A value over an interval; `unit` is the metric's own or one that converts to it."""
 
     metric: MetricName
@@ -58,13 +58,13 @@ class Quantity(_Measured, frozen=True, kw_only=True, tag="quantity", gc=False):
     unit: Annotated[str, Meta(min_length=1, max_length=20)]
 
 
-class Sleep(_Measured, frozen=True, kw_only=True, tag="sleep", gc=False):
+class SleepSample(_Measured, frozen=True, kw_only=True, tag="sleep", gc=False):
     """A stretch in one stage; `asleep` is sleep whose stage is not known."""
 
     stage: Stage
 
 
-class Workout(_Measured, frozen=True, kw_only=True, tag="workout", gc=False):
+class WorkoutSample(_Measured, frozen=True, kw_only=True, tag="workout", gc=False):
     """A workout; `duration_s` leaves out pauses."""
 
     activity: Annotated[str, Meta(min_length=1, max_length=60)]
@@ -84,7 +84,7 @@ class ActivitySummary(_Sample, frozen=True, kw_only=True, tag="activity_summary"
     active_energy_goal_kcal: Amount | None = None
 
 
-Sample: TypeAlias = Quantity | Sleep | Workout | ActivitySummary
+Sample: TypeAlias = QuantitySample | SleepSample | WorkoutSample | ActivitySummary
 
 
 class _Source(msgspec.Struct, frozen=True):
@@ -194,7 +194,7 @@ class _Checker:
             place = self.sources[key] = len(self.sources)
         return place
 
-    def quantity(self, sample: Quantity) -> _QuantityRow:
+    def quantity(self, sample: QuantitySample) -> _QuantityRow:
         place = self.source(sample)
         metric = METRICS[sample.metric]
         value = sample.value if sample.unit == metric.unit else metric.convert(sample.value, sample.unit)
@@ -206,10 +206,10 @@ class _Checker:
             self.fail("value", f"is not between 0 and {metric.maximum:g} {metric.unit}")
         return _QuantityRow(sample.id, metric.id, place, sample.start, sample.end, value)
 
-    def sleep(self, sample: Sleep) -> _SleepRow:
+    def sleep(self, sample: SleepSample) -> _SleepRow:
         return _SleepRow(sample.id, self.source(sample), sample.start, sample.end, sample.stage)
 
-    def workout(self, sample: Workout) -> _WorkoutRow:
+    def workout(self, sample: WorkoutSample) -> _WorkoutRow:
         place = self.source(sample)
         self.text("activity", sample.activity)
         if sample.note and _CONTROL_IN_NOTE.search(sample.note):
@@ -246,11 +246,11 @@ def check(samples: list[Sample], now: dt.datetime) -> Batch:
     for index, sample in enumerate(samples):
         checker.index = index
         match sample:
-            case Quantity():
+            case QuantitySample():
                 checker.keep(quantities, checker.quantity(sample))
-            case Sleep():
+            case SleepSample():
                 checker.keep(sleep, checker.sleep(sample))
-            case Workout():
+            case WorkoutSample():
                 checker.keep(workouts, checker.workout(sample))
             case ActivitySummary():
                 checker.keep(summaries, checker.summary(sample))

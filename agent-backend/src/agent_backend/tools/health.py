@@ -95,7 +95,6 @@ async def get_workouts(
     chosen = [each for each in found if activity is None or _folded(each.activity) == _folded(activity)]
     result: dict[str, Any] = {
         **_period(context, start, end),
-        "units": {"duration": "min", "energy": "kcal", "distance": "km"},
         "count": sum(not each.duplicate for each in chosen),
         "totals": _totals(chosen),
         "workouts": [_workout(each, ZoneInfo(context.time_zone)) for each in chosen[-MAX_WORKOUTS:]],
@@ -115,17 +114,16 @@ async def get_sleep(context: ToolContext, start: Start, end: End) -> dict[str, A
     """Look up sleep per night: minutes asleep, by stage (core, deep, rem), awake, in bed; from when to when.
 
     A night is named by the day it ends in and runs from noon to noon, so a nap after noon counts to the
-    next day's night. `unspecified` is sleep whose stage no device told. Overlapping devices are counted
+    next day's night. `unspecified_min` is sleep whose stage no device told. Overlapping devices are counted
     once. Up to 62 nights are listed, longer periods by week.
     """
     end = _checked_end(context, start, end)
     stages = await health.sleep(context.db, context.user_id, start, end, context.time_zone)
     zone = ZoneInfo(context.time_zone)
     nights = [_night(list(group), zone) for _, group in groupby(stages, lambda each: each.night)]
-    slept = [night for night in nights if "asleep" in night]
+    slept = [night for night in nights if "asleep_min" in night]
     result: dict[str, Any] = {
         **_period(context, start, end),
-        "units": {"asleep": "min", "stages": "min", "awake": "min", "in_bed": "min"},
         "nights": (end - start).days + 1,
         "nights_with_data": len(nights),
         "sources": _sources(name for each in stages for name in each.sources),
@@ -284,9 +282,9 @@ def _workout(each: health.StoredWorkout, zone: ZoneInfo) -> dict[str, Any]:
         "weekday": f"{start:%a}",
         "time": f"{start:%H:%M}",
         "activity": each.activity,
-        "duration": _round(each.duration_s / 60, 0),
-        "energy": _round(each.energy_kcal, 0),
-        "distance": None if each.distance_m is None else _round(each.distance_m / 1000, 2),
+        "duration_min": _round(each.duration_s / 60, 0),
+        "energy_kcal": _round(each.energy_kcal, 0),
+        "distance_km": None if each.distance_m is None else _round(each.distance_m / 1000, 2),
         "source": _cut(each.source, _SOURCE_LENGTH),
         "note": each.note and _cut(each.note, _NOTE_LENGTH),
         "duplicate": each.duplicate or None,
@@ -301,9 +299,9 @@ def _totals(workouts: list[health.StoredWorkout]) -> list[dict[str, Any]]:
         {
             "activity": activity,
             "count": len(group),
-            "duration": _round(sum(each.duration_s for each in group) / 60, 0),
-            "energy": _round(sum(each.energy_kcal or 0 for each in group), 0),
-            "distance": _round(sum(each.distance_m or 0 for each in group) / 1000, 2),
+            "duration_min": _round(sum(each.duration_s for each in group) / 60, 0),
+            "energy_kcal": _round(sum(each.energy_kcal or 0 for each in group), 0),
+            "distance_km": _round(sum(each.distance_m or 0 for each in group) / 1000, 2),
         }
         for activity, group in list(groups)[:MAX_ACTIVITIES]
     ]
@@ -321,11 +319,11 @@ def _night(stages: list[health.SleepStage], zone: ZoneInfo) -> dict[str, Any]:
     told: dict[str, Any] = {"night": night, "weekday": f"{night:%a}"}
     asleep = [each for each in stages if each.stage in _ASLEEP]
     if asleep:
-        told["asleep"] = _round(sum(each.minutes for each in asleep), 0)
+        told["asleep_min"] = _round(sum(each.minutes for each in asleep), 0)
         told["from"] = f"{min(each.start for each in asleep).astimezone(zone):%H:%M}"
         told["to"] = f"{max(each.end for each in asleep).astimezone(zone):%H:%M}"
     for each in stages:
-        told["unspecified" if each.stage == "asleep" else each.stage] = _round(each.minutes, 0)
+        told[f"{'unspecified' if each.stage == 'asleep' else each.stage}_min"] = _round(each.minutes, 0)
     return told
 
 
@@ -333,9 +331,10 @@ def _averages(nights: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the mean minutes of each stage over the nights that have it."""
     averages: dict[str, Any] = {}
     for stage in ("asleep", "core", "deep", "rem", "unspecified", "awake", "in_bed"):
-        minutes = [night[stage] for night in nights if stage in night]
+        key = f"{stage}_min"
+        minutes = [night[key] for night in nights if key in night]
         if minutes:
-            averages[stage] = _round(sum(minutes) / len(minutes), 0)
+            averages[key] = _round(sum(minutes) / len(minutes), 0)
     return averages
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from itertools import combinations, groupby
-from statistics import median
 from typing import Literal, NamedTuple, TypeAlias
 
 Direction: TypeAlias = Literal["rising", "falling", "no clear trend"]
@@ -33,10 +33,16 @@ def trend(points: list[tuple[float, float]]) -> Trend:
     """
     if len(points) < MIN_POINTS:
         raise ValueError(f"a trend needs {MIN_POINTS} points")
-    slope = median((y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in combinations(points, 2))
-    intercept = median(y - slope * x for x, y in points)
+    slope = _median((y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in combinations(points, 2))
+    intercept = _median(y - slope * x for x, y in points)
     start, end = (intercept + slope * points[at][0] for at in (0, -1))
     return Trend(slope, start, end, _direction([y for _, y in points]))
+
+
+def _median(values: Iterable[float]) -> float:
+    # The standard library's statistics module costs the boot several milliseconds.
+    ordered = sorted(values)
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
 def _direction(values: list[float]) -> Direction:

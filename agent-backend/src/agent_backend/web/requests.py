@@ -31,6 +31,8 @@ _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 """C0 controls but tab and line ends, DEL, and lone surrogates: not text, and Postgres refuses U+0000."""
 _SUSPECT = re.compile(rb"\\(?:u00[017]|[bf])|\x7f")
 """How such a character can stand in a body that is valid JSON."""
+_MOST_ITEMS = 10_000
+"""The index of a wrong item is looked for among so many."""
 _AT_PATH = re.compile(r"^(?P<reason>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)
 
 
@@ -117,7 +119,7 @@ def decode_json(body: bytes, decoder: msgspec.json.Decoder[T], *, strict_text: b
     try:
         decoded = decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _invalid(error, "$") from None
+        raise _invalid(_at_index(error, body, decoder), "$") from None
     except UnicodeDecodeError:
         reason = "is not UTF-8"
         raise MalformedRequest("The body is not UTF-8.", errors=(FieldError("$", reason),)) from None
@@ -163,6 +165,31 @@ def _strings(value: Any, path: str) -> Iterator[tuple[str, str]]:
             for key, each in item.items():
                 yield at, key
                 pending.append((each, f"{at}.{key}"))
+
+
+def _at_index(
+    error: msgspec.ValidationError, body: bytes, decoder: msgspec.json.Decoder[Any]
+) -> msgspec.ValidationError:
+    """Put the index into a path such as `$.samples[...].value`: msgspec tells the field, not the item."""
+    start, bracket, _ = str(error).partition("[...]")
+    names = start.rpartition("`$")[2].split(".")[1:]
+    try:
+        document = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # further on
+        return error
+    parent, items = None, document
+    for name in names:
+        parent, items = items, items.get(name) if isinstance(items, dict) else None
+    if not bracket or not isinstance(parent, dict) or not isinstance(items, list):
+        return error
+    for index, item in enumerate(items[:_MOST_ITEMS]):
+        parent[names[-1]] = [item]
+        try:
+            decoder.decode(msgspec.json.encode(document))
+        except msgspec.ValidationError as alone:
+            if str(alone) == str(error):
+                return msgspec.ValidationError(str(error).replace("[...]", f"[{index}]", 1))
+    return error
 
 
 def _invalid(error: msgspec.ValidationError, root: str) -> InvalidRequest:

@@ -1,5 +1,5 @@
 -- name: read
-SELECT time_zone, locale, birth_year FROM myhealth.profiles
+SELECT o_time_zone AS time_zone, o_locale AS locale, o_birth_year AS birth_year FROM myhealth.profile($1)
 
 -- name: write
 INSERT INTO myhealth.profiles (user_id, time_zone, locale, birth_year) VALUES ($1, $2, $3, $4)
