@@ -15,18 +15,29 @@ from agent_backend.agents import load_agents
 from agent_backend.auth import Authenticator
 from agent_backend.db.migrate import verify
 from agent_backend.db.pool import Database
+from agent_backend.engines.base import Engine
+from agent_backend.engines.messages import MessagesEngine
 from agent_backend.errors import MigrationError, OperatorError
 from agent_backend.prices import models
 from agent_backend.settings import Settings
 from agent_backend.telemetry import Log, metrics, note_boot_phase
-from agent_backend.web import agents, health, ops
+from agent_backend.tools.registry import TOOLS
+from agent_backend.turns.machine import Machine
+from agent_backend.web import agents, agui, health, me, ops, samples, sessions, sse, turns, websocket
 from agent_backend.web.operations import Operation, SocketOperation, routes, unknown_path
 from agent_backend.web.services import Services
 
-OPERATIONS: tuple[Operation, ...] = (*agents.OPERATIONS, *health.OPERATIONS)
-SOCKETS: tuple[SocketOperation, ...] = ()
-ENGINES = ("messages",)
-TOOLS: tuple[str, ...] = ()
+OPERATIONS: tuple[Operation, ...] = (
+    *sessions.OPERATIONS,
+    *turns.OPERATIONS,
+    *sse.OPERATIONS,
+    *agui.OPERATIONS,
+    *agents.OPERATIONS,
+    *samples.OPERATIONS,
+    *me.OPERATIONS,
+    *health.OPERATIONS,
+)
+SOCKETS: tuple[SocketOperation, ...] = websocket.SOCKETS
 
 _CONNECT_SECONDS = 10
 """A database that starts at the same time as we do is waited for this long."""
@@ -79,18 +90,30 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Services:
     connecting = asyncio.create_task(_connect(database))
     stack.push_async_callback(_disconnect, database, connecting)
     await asyncio.sleep(0)  # the connection is being made while the files are read
-    loaded = load_agents(settings.agents_dir, TOOLS, ENGINES, models())
+    engines = _engines(settings)
+    loaded = load_agents(settings.agents_dir, TOOLS, engines, models())
     await connecting
     async with database.pool.acquire() as connection:
         await verify(connection, settings.environment, settings.app_name)
-    metrics.db_pool_in_use = lambda: database.pool.get_size() - database.pool.get_idle_size()
+    metrics.db_pool_in_use = lambda: database.in_use
     if settings.metrics_port:
         server = await ops.start(settings.host, settings.metrics_port)
         stack.callback(server.close)
-    # Whatever runs turns starts here, and the stack stops it.
+    machine = Machine(
+        database,
+        machine_id=settings.machine_id,
+        lease_seconds=settings.lease_seconds,
+        group_commit_seconds=settings.group_commit_ms / 1000,
+        agents=loaded,
+        tools=TOOLS,
+        engines=engines,
+    )
+    stack.push_async_callback(machine.stop)
+    await machine.start()
     return Services(
         settings=settings,
         database=database,
+        machine=machine,
         authenticator=Authenticator(
             jwks_url=settings.jwks_url, issuer=settings.auth_issuer, audience=settings.auth_audience
         ),
@@ -98,11 +121,16 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Services:
     )
 
 
+def _engines(settings: Settings) -> dict[str, Engine]:
+    messages = MessagesEngine(settings.anthropic_base_url, settings.anthropic_api_key.reveal())
+    return {messages.name: messages}
+
+
 async def warm(services: Services) -> None:
     """Import what the first turn will need, in a thread: requests are being answered meanwhile."""
     await asyncio.to_thread(import_module, "jwt.algorithms")
     await services.authenticator.warm()
-    await asyncio.to_thread(import_module, "aiohttp")
+    await services.machine.warm()
     note_boot_phase("warm")
 
 

@@ -8,6 +8,7 @@ batch the database refuses is bisected: one bad event harms one session.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
@@ -15,7 +16,7 @@ from uuid import UUID
 import asyncpg
 
 from agent_backend.db import events as log
-from agent_backend.telemetry import Log
+from agent_backend.telemetry import Log, metrics
 
 if TYPE_CHECKING:
     from agent_backend.db.pool import Database
@@ -116,9 +117,11 @@ class Committer:
             return
         self._in_flight = {batch.session: batch for batch in batches}
         self._idle.clear()
+        began = time.perf_counter()
         try:
             await self._write(batches)
         finally:
+            metrics.group_commit_seconds.observe(time.perf_counter() - began)
             self._in_flight = {}
             self._idle.set()
 
@@ -164,6 +167,7 @@ class Committer:
             if session.session_id not in kept:
                 self._on_lost(session)
                 continue
+            metrics.segments_written += 1
             # Pending may have grown meanwhile; what was written is its beginning.
             del session.pending[: len(batch.events)]
             if session.pending and session not in self._settling:

@@ -62,13 +62,19 @@ class Runner:
     def begin(self, claim: Claim) -> None:
         """Take up a session this machine has just claimed."""
         live = LiveSession(claim.session_id, claim.user_id, claim.epoch, claim.next_n, self._committer)
-        live.task = asyncio.create_task(self._run(live, claim), name=f"session {claim.session_id}")
+        older = self._hub.live.get(live.session_id)
+        if older is None:
+            self._hub.add(live)
+        live.task = asyncio.create_task(self._run(live, claim, older), name=f"session {claim.session_id}")
         self._tasks.add(live.task)
         live.task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, live: LiveSession, claim: Claim) -> None:
-        await self._let_older_epoch_end(live)
-        self._hub.add(live)
+    async def _run(self, live: LiveSession, claim: Claim, older: LiveSession | None) -> None:
+        if older is not None:
+            # It has released the session but perhaps not yet told its readers of the end.
+            if older.task is not None:
+                await asyncio.wait([older.task], timeout=_OLDER_EPOCH_SECONDS)
+            self._hub.add(live)
         self._notifier.log_grew(live.session_id)
         try:
             await self._turns(live, claim)
@@ -79,12 +85,6 @@ class Runner:
             self.lost(live)
         finally:
             self._hub.remove(live)
-
-    async def _let_older_epoch_end(self, live: LiveSession) -> None:
-        """Wait for a run of this session that has released it but not yet told its readers."""
-        older = self._hub.live.get(live.session_id)
-        if older is not None and older.task is not None:
-            await asyncio.wait([older.task], timeout=_OLDER_EPOCH_SECONDS)
 
     async def _turns(self, live: LiveSession, claim: Claim) -> None:
         following: Claim | None = claim

@@ -142,6 +142,12 @@ class StepWriter:
                     out.append(agui.encode(agui.ToolCallEnd(tool_call_id=block.entity_id)))
         return out
 
+    def showed_more_than(self, content: list[dict[str, Any]]) -> bool:
+        """Say whether readers saw blocks that the engine left out of the result (blank text, a cut call)."""
+        kept = sum(block["type"] in ("text", "tool_use") for block in content)
+        kept += sum(block["type"] == "thinking" and bool(block["thinking"]) for block in content)
+        return sum(block.announced for block in self._blocks.values()) > kept
+
     def kept(self) -> Kept:
         """Return what to keep when the call was cut short: visible text, but no thinking and no half call.
 

@@ -145,7 +145,7 @@ class TurnRun:
             metrics.model_calls[error.code] += 1
             _log.warning("model_call_failed", error=error, turn_id=self._turn_id, code=error.code)
             return await self._fail(error.code, _explain(error), writer)
-        metrics.model_calls[done.stop_reason] += 1
+        _count(done)
         return await self._after_model(writer, done)
 
     async def _stream(self, writer: StepWriter) -> StepDone:
@@ -184,15 +184,17 @@ class TurnRun:
         if done.stop_reason == "refusal":
             return await self._refused(writer, usage)
         messages = self._messages_for(writer.message_id, done.content)
+        closing = writer.closings()
+        if writer.showed_more_than(done.content):
+            closing.append(self._snapshot(messages))
         wants_tools = any(block["type"] == "tool_use" for block in done.content)
         if wants_tools or done.stop_reason == "pause_turn":
-            events = writer.closings()
-            if not events:
+            if not closing:
                 # Every settle has a place in the log; a pause without visible output has nothing to close.
                 return await self._fail("model_paused", "The model paused without output.", writer)
-            return await self._settle(events, messages, usage=usage)
+            return await self._settle(closing, messages, usage=usage)
         finished = self._finished(agui.SuccessOutcome(), {"stopReason": done.stop_reason}, done.model)
-        return await self._end([*writer.closings(), finished], "completed", messages, usage=usage)
+        return await self._end([*closing, finished], "completed", messages, usage=usage)
 
     async def _refused(self, writer: StepWriter, usage: store.StepUsage) -> _Ended:
         """End with what was shown of the step discarded: readers get the conversation without it."""
@@ -443,6 +445,18 @@ def _usage_of(done: StepDone) -> store.StepUsage:
 
 def _add(a: store.StepUsage, b: store.StepUsage) -> store.StepUsage:
     return store.StepUsage(**{field: getattr(a, field) + getattr(b, field) for field in a.__struct_fields__})
+
+
+def _count(done: StepDone) -> None:
+    usage = done.usage
+    metrics.model_calls[done.stop_reason] += 1
+    metrics.model_tokens["input"] += usage.input_tokens
+    metrics.model_tokens["cache_read"] += usage.cache_read_input_tokens
+    metrics.model_tokens["cache_write"] += (
+        usage.cache_write_5m_input_tokens + usage.cache_write_1h_input_tokens
+    )
+    metrics.model_tokens["output"] += usage.output_tokens
+    metrics.model_cost_usd_micros += done.cost_usd_micros
 
 
 def _explain(error: EngineError) -> str:

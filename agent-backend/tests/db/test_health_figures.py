@@ -1,0 +1,99 @@
+"""Daily figures and nights against a slot-by-slot reference: any overlap, clock changes, travel, corrections."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from agent_backend.db import health
+from agent_backend.db.metrics import MetricName
+from agent_backend.db.pool import Database
+
+from ..health_data import PHONE, SCALE, WATCH, at, quantity, sleep, upload
+from .reference import SLOT, STAGES, Piece, nights, spreads, totals
+
+SOURCES = (WATCH, ("Old Watch", "watch"), PHONE, SCALE, ("App", "other"))
+PLACES = (
+    ("Europe/Berlin", "2026-03-29"),  # an hour is missing
+    ("Europe/Berlin", "2025-10-26"),  # an hour comes twice
+    ("America/Havana", "2026-11-01"),  # midnight comes twice
+    ("Asia/Beirut", "2026-03-29"),  # there is no midnight
+    ("Pacific/Apia", "2011-12-30"),  # there is no such day
+    ("Australia/Lord_Howe", "2026-04-05"),  # half an hour comes twice
+    ("Asia/Kathmandu", "2026-01-02"),
+)
+EXAMPLES = settings(
+    max_examples=40,
+    deadline=None,
+    # A user of its own keeps each example apart.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@st.composite
+def pieces(draw: st.DrawFn, day: str, *, stages: bool = False, least: int = 0) -> list[Piece]:
+    """Draw samples around noon UTC of a day, on the grid, a day and a half to either side."""
+    origin = at(day) + dt.timedelta(hours=12)
+    drawn: list[Piece] = []
+    for _ in range(draw(st.integers(1, 14))):
+        start = draw(st.integers(-144, 144))
+        length = draw(st.one_of(st.integers(least, 6), st.integers(least, 200)))
+        drawn.append(
+            Piece(
+                id=draw(st.uuids()),
+                start=origin + start * SLOT,
+                end=origin + (start + length) * SLOT,
+                value=draw(st.integers(0, 50)),
+                source=draw(st.sampled_from(SOURCES)),
+                what=draw(st.sampled_from(STAGES)) if stages else "",
+            )
+        )
+    assume(len({piece.id for piece in drawn}) == len(drawn))
+    return drawn
+
+
+def wire(metric: MetricName, piece: Piece) -> dict[str, Any]:
+    start, end = piece.start.isoformat(), piece.end.isoformat()
+    return quantity(metric, start, end, piece.value, piece.source, id=str(piece.id))
+
+
+async def read(db: Database, user: UUID, metric: MetricName, day: str, zone: str) -> list[health.Day]:
+    start = dt.date.fromisoformat(day)
+    return await health.daily(
+        db, user, metric, start - dt.timedelta(days=4), start + dt.timedelta(days=5), zone
+    )
+
+
+@EXAMPLES
+@given(data=st.data(), place=st.sampled_from(PLACES), travel=st.sampled_from(["UTC", "America/New_York"]))
+async def test_totals_equal_the_reference_after_every_upload(
+    database: Database, data: st.DataObject, place: tuple[str, str], travel: str
+) -> None:
+    zone, day = place
+    user = uuid4()
+    known: dict[UUID, Piece] = {}
+    for _ in range(data.draw(st.integers(1, 3))):
+        batch = data.draw(pieces(day))
+        for piece in batch[: len(known)]:  # some correct what is there already
+            if data.draw(st.booleans()):
+                corrected = data.draw(st.sampled_from(sorted(known)))
+                batch[batch.index(piece)] = piece._replace(id=corrected)
+        known |= {piece.id: piece for piece in batch}
+        await upload(database, user, *(wire("steps", piece) for piece in batch))
+        for each in (zone, data.draw(st.sampled_from([zone, travel]))):
+            told = {
+                day.date: (day.total, set(day.sources))
+                for day in await read(database, user, "steps", day, each)
+            }
+            expected = totals(list(known.values()), each)
+            assert told.keys() == expected.keys() | {
+                day for day, (total, _) in told.items() if total is None
+            }
+            for date, (total, sources) in expected.items():
+                assert told[date][0] == pytest.approx(total, abs=1e-6)
+                assert told[date][1] == sources
