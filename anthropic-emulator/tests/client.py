@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import aiohttp
 
 HEADERS = {"x-api-key": "test-key", "anthropic-version": "2026-10-21"}
+SHOWN = {"type": "adaptive", "display": "summarized"}
 DATES = {"type": "string", "format": "date"}
 METRICS = ["steps", "active_energy", "heart_rate", "resting_heart_rate", "body_mass"]
 TOOLS: list[dict[str, Any]] = [
@@ -117,7 +119,7 @@ class Emulator:
     async def post(self, body: object, path: str = "/v1/messages", **headers: str) -> Answer:
         sent = {**HEADERS, **{name.replace("_", "-"): value for name, value in headers.items()}}
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        async with self.session.post(self.url + path, data=data, headers=sent) as response:
+        async with self.session.post(self.url + path, data=io.BytesIO(data), headers=sent) as response:
             return Answer(response.status, response.headers, await response.read())
 
     async def stream(self, body: Mapping[str, object], **headers: str) -> list[Event]:
@@ -127,7 +129,7 @@ class Emulator:
         return answer.events
 
     async def say(self, text: str, **fields: object) -> dict[str, Any]:
-        """Ask Haiku (no thinking) one question without streaming."""
+        """Ask one question without streaming."""
         answer = await self.post(ask(text, **fields))
         assert answer.status == 200, answer.body
         return answer.json
@@ -142,10 +144,13 @@ class Emulator:
 
 
 def ask(text: str, **fields: object) -> dict[str, Any]:
-    """Body of a request with one user message."""
+    """Body of a request with one user message, to Haiku without thinking unless told otherwise."""
+    model = fields.pop("model", "claude-haiku-5-5")
+    thinking = {"type": "disabled"} if model == "claude-haiku-5-5" else SHOWN
     return {
-        "model": "claude-haiku-5-5",
+        "model": model,
         "max_tokens": 4096,
+        "thinking": thinking,
         "messages": [{"role": "user", "content": text}],
         **fields,
     }

@@ -88,7 +88,8 @@ async def test_keys_and_models_do_not_share_entries(emulator: Emulator) -> None:
     body = chat(text(100), system=SYSTEM)
     await pay(emulator, body)
     assert (await pay(emulator, body, key="other")).read == 0
-    assert (await pay(emulator, {**body, "model": "claude-opus-5-5"})).read == 0
+    other = {**body, "model": "claude-opus-5-5", "thinking": {"type": "adaptive"}}
+    assert (await pay(emulator, other)).read == 0
     assert (await pay(emulator, body)).read == 2000
 
 
@@ -185,3 +186,9 @@ async def test_cache_reads_do_not_count_against_the_input_limit(emulator: Emulat
     name = "anthropic-ratelimit-input-tokens-remaining"
     first, second = [int((await emulator.post(body)).headers[name]) for _ in range(2)]
     assert first - second == 100
+
+
+async def test_long_prompts_of_haiku_cost_more(emulator: Emulator) -> None:
+    await pay(emulator, chat(text(100_001)))
+    sums = (await emulator.control("GET", "stats")).json["models"]["claude-haiku-5-5"]
+    assert sums["cost_usd_micro"] == pytest.approx(100_001 * 0.5 + sums["output_tokens"] * 2.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from anthropic_emulator import directives
 from anthropic_emulator.directives import Script, parse_script
 from anthropic_emulator.errors import ApiError
 
-from .client import TOOLS, Emulator, ask
+from .client import TOOLS, Emulator, ask, assemble
 
 
 def script(text: str) -> Script:
@@ -129,3 +130,12 @@ async def test_a_malformed_directive_is_a_bad_request(emulator: Emulator) -> Non
 
 def test_a_script_from_json_takes_text_numbers() -> None:
     assert parse_script({"tokens": "5", "delay_ms": 3}).tokens == 5
+
+
+async def test_stamped_deltas_say_when_they_were_written(emulator: Emulator) -> None:
+    began = time.monotonic_ns()
+    directive = "[[emulator: tokens=3 stamp=true ttft_ms=0 delay_ms=5]]"
+    message = assemble(await emulator.stream(ask(directive)))
+    stamps = [int(word.removeprefix("@")) for word in message["content"][0]["text"].split()]
+    assert len(stamps) == 3
+    assert began < stamps[0] < stamps[1] < stamps[2] < time.monotonic_ns()

@@ -11,7 +11,7 @@ from anthropic_emulator.settings import Settings
 
 from .client import HEADERS, TOOLS, Emulator, ask, assemble
 
-SONNET = {"model": "claude-sonnet-5-5"}
+SONNET: dict[str, Any] = {"model": "claude-sonnet-5-5"}
 QUESTION = "Today is 2026-11-24. How many steps did I take yesterday?"
 
 
@@ -139,8 +139,8 @@ async def test_a_paused_turn_is_continued_by_sending_it_back(emulator: Emulator)
     assert resumed["stop_reason"] == "end_turn"
 
 
-async def test_omitted_thinking_has_a_signature_and_no_text(emulator: Emulator) -> None:
-    body = ask("Hello", thinking={"type": "adaptive", "display": "omitted"}, **SONNET)
+async def test_thinking_is_omitted_by_default_but_signed(emulator: Emulator) -> None:
+    body = ask("Hello", thinking={"type": "adaptive"}, **SONNET)
     message = assemble(await emulator.stream(body))
     assert message["content"][0]["thinking"] == ""
     assert message["content"][0]["signature"]

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from .client import HEADERS, TOOLS, Emulator, ask
+from anthropic_emulator.settings import Settings
+
+from .client import HEADERS, SHOWN, TOOLS, Emulator, ask
 
 CALL = {"type": "tool_use", "id": "toolu_1", "name": "get_sleep", "input": {}}
 RESULT = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "ok"}
@@ -31,14 +33,15 @@ def messages(*turns: dict[str, Any]) -> dict[str, Any]:
     return {"messages": list(turns)}
 
 
-SONNET = {"model": "claude-sonnet-5-5"}
+SONNET: dict[str, Any] = {"model": "claude-sonnet-5-5", "thinking": SHOWN}
+OPUS: dict[str, Any] = {"model": "claude-opus-5-5", "thinking": SHOWN}
 TOOL = {"name": "t", "input_schema": {"type": "object"}}
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": -1}, "max_tokens: Input should be greater than or equal to 0"),
     ({"max_tokens": "5"}, "max_tokens: Input should be a valid integer"),
     ({"max_tokens": True}, "max_tokens: Input should be a valid integer"),
-    ({"max_tokens": 64_001}, "max_tokens: 64001 > 64000, which is the maximum"),
+    ({"max_tokens": 128_001}, "max_tokens: 128001 > 128000, which is the maximum"),
     ({"colour": 1}, "colour: Extra inputs are not permitted"),
     ({"temperature": 0.5}, "temperature: Extra inputs are not permitted"),
     ({"top_p": 0.5}, "top_p: Extra inputs are not permitted"),
@@ -127,7 +130,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {**SONNET, "thinking": {"type": "disabled"}},
-        '"thinking.type.disabled" is not supported for this model.',
+        'To turn thinking off on this model, send "thinking": {"type": "between_tools"}.',
+    ),
+    (
+        {**OPUS, "thinking": {"type": "disabled"}},
+        '"thinking.type.disabled" is not supported for this model. Use "thinking.type.adaptive"',
     ),
     (
         {**SONNET, "thinking": {"type": "enabled", "budget_tokens": 2000}},
@@ -141,15 +148,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"thinking": {"type": "between_tools"}},
         '"thinking.type.between_tools" is not supported for this model.',
     ),
-    ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens: Field required"),
+    ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, '"thinking.type.enabled" is not supported'),
     (
-        {"thinking": {"type": "enabled", "budget_tokens": 100}},
-        "thinking.budget_tokens: Input should be greater",
+        {"thinking": {"type": "disabled"}, "output_config": {"effort": "xhigh"}},
+        'output_config.effort: "xhigh" is not supported',
     ),
-    (
-        {"thinking": {"type": "enabled", "budget_tokens": 4096}},
-        "`max_tokens` must be greater than `thinking.budget_tokens`.",
-    ),
+    ({"thinking": {"type": "adaptive", "display": "all"}}, "thinking.display: Input should be"),
+    ({"thinking": {"type": "adaptive", "budget_tokens": 1}}, "thinking.budget_tokens: Extra inputs"),
     ({"stop_sequences": [" "]}, "stop_sequences.0: each stop sequence must contain non-whitespace"),
     (
         {"system": [text(str(n), cache_control=FIVE_MINUTES) for n in range(5)]},
@@ -181,7 +186,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         ),
         "messages.1.content.0: Invalid `signature` in `thinking` block",
     ),
-    (messages(user("x" * 900_000)), "prompt is too long: "),
 ]
 
 
@@ -203,7 +207,7 @@ ACCEPTED: list[dict[str, Any]] = [
     messages(user("a"), {"role": "system", "content": "b"}, assistant("c"), user("d")),
     {**SONNET, "thinking": {"type": "between_tools"}, "output_config": {"effort": "high"}},
     {"thinking": {"type": "disabled"}},
-    {"thinking": {"type": "enabled", "budget_tokens": 2000}},
+    {"thinking": {"type": "adaptive"}, "output_config": {"effort": "max"}},
     {"metadata": {"user_id": "u"}, "service_tier": "auto", "inference_geo": "global"},
     {"tools": TOOLS, "tool_choice": {"type": "any", "disable_parallel_tool_use": True}},
     {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
@@ -299,14 +303,39 @@ async def test_thinking_is_bound_to_what_came_before_it(emulator: Emulator, part
     answer = await emulator.post(body)
     assert answer.status == 400
     assert answer.json["error"]["message"].startswith(
-        "messages.1.content.0: this `thinking` block belongs to"
+        "messages.1.content.0: Invalid `signature` in `thinking` block. The block is bound to a different"
     )
 
 
-async def test_only_sonnet_binds_thinking_to_the_conversation(emulator: Emulator) -> None:
-    body = await thoughtful(emulator, model="claude-opus-5-5", thinking={"type": "adaptive"})
-    body["system"] = "Be strict."
+@pytest.mark.parametrize("missing", ["first", "middle"])
+async def test_no_thinking_between_others_may_be_left_out(emulator: Emulator, missing: str) -> None:
+    body = await thoughtful(emulator)
+    for question in ("Well done.", "Thanks!"):
+        answer = (await emulator.post(body)).json
+        body["messages"] += [assistant(answer["content"]), user(question)]
     assert (await emulator.post(body)).status == 200
+    thinking = [turn["content"] for turn in body["messages"] if turn["role"] == "assistant"]
+    assert len(thinking) == 3
+    del thinking[0 if missing == "first" else 1][0]
+    assert (await emulator.post(body)).status == (200 if missing == "first" else 400)
+
+
+async def test_thinking_of_another_model_is_dropped_without_an_error(emulator: Emulator) -> None:
+    body = await thoughtful(emulator)
+    body["model"] = "claude-opus-5-5"
+    assert (await emulator.post(body)).status == 200
+    body["messages"][1]["content"][0]["thinking"] += " And more."
+    assert (await emulator.post(body)).status == 400
+
+
+class TestLargeBodies:
+    @pytest.fixture
+    def settings(self) -> Settings:
+        return Settings(ttft_ms=0, delay_ms=0)
+
+    async def test_a_prompt_longer_than_the_context_is_refused(self, emulator: Emulator) -> None:
+        answer = await emulator.post(ask("x" * 4_000_100))
+        assert answer.json["error"]["message"].startswith("prompt is too long: 10000")
 
 
 async def test_count_tokens_counts_the_prompt_of_the_same_message(emulator: Emulator) -> None:

@@ -43,6 +43,8 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     id: str = ""
     """Counts `fault_times`; equal directives share one counter unless they name different ids."""
     tokens: int | None = None
+    stamp: bool = False
+    """With `tokens`: each delta is the time it is written at, monotonic, in nanoseconds (`stream.STAMP`)."""
     text: str | None = None
     thinking: int | None = None
     """Thinking deltas; 0 for none."""

@@ -86,7 +86,7 @@ class Ledger:
         stats.cache_creation_1h_input_tokens += paid.write_1h
         stats.cache_read_input_tokens += paid.read
         stats.output_tokens += output
-        price = model.price
+        price = model.price_of(paid.total)
         stats.cost_usd_micro += (
             paid.uncached * price.input
             + paid.write_5m * price.write_5m

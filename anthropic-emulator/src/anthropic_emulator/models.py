@@ -1,7 +1,8 @@
 """The models the emulator knows: their rules and their prices.
 
-Prices are US dollars per million tokens, as of 2026-11 (Anthropic's price page, by way of the project's
-facts). Thinking rules: Vercel AI SDK release notes `@ai-sdk/anthropic` 4.0.67 for Sonnet 5.5.
+From the pages "Claude Sonnet 5.5", "Claude Opus 5.5", "Claude Haiku 5.5" (overview, what's new, migration
+guide) and "Troubleshooting thinking" of platform.claude.com; prices as of 2026-11, which the backend's own
+price file states too.
 """
 
 from typing import Final
@@ -22,48 +23,48 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """One model: its limits in tokens, what it accepts as `thinking`, its price."""
+    """One model: its limits in tokens, the `thinking.type`s it accepts, its prices."""
 
     id: str
     display_name: str
-    context: int
-    max_output: int
+    created_at: str
     thinking_types: frozenset[str]
-    default_thinking: str
-    binds_thinking: bool
-    """Whether thinking is bound to `system`, `tools` and the turns before it."""
     price: Price
+    long_price: Price | None = None
+    """Price of prompts longer than `LONG_PROMPT`, where it differs."""
+    context: int = 1_000_000
+    max_output: int = 128_000
 
+    def price_of(self, prompt_tokens: int) -> Price:
+        """Give the price of a whole call by the length of its prompt, cached tokens included."""
+        return self.long_price if self.long_price and prompt_tokens > LONG_PROMPT else self.price
+
+
+LONG_PROMPT: Final = 100_000
+DEFAULT_THINKING: Final = "adaptive"
+"""All three models think unless told otherwise."""
 
 _SONNET: Final = Model(
     id="claude-sonnet-5-5",
     display_name="Claude Sonnet 5.5",
-    context=1_000_000,
-    max_output=128_000,
+    created_at="2026-09-28T00:00:00Z",
     thinking_types=frozenset({"adaptive", "between_tools"}),
-    default_thinking="adaptive",
-    binds_thinking=True,
     price=Price(input=2.0, output=10.0, write_5m=2.5, write_1h=4.0, read=0.1),
 )
 _OPUS: Final = Model(
     id="claude-opus-5-5",
     display_name="Claude Opus 5.5",
-    context=1_000_000,
-    max_output=128_000,
-    thinking_types=frozenset({"adaptive", "disabled"}),
-    default_thinking="disabled",
-    binds_thinking=False,
+    created_at="2026-09-22T00:00:00Z",
+    thinking_types=frozenset({"adaptive"}),
     price=Price(input=4.0, output=20.0, write_5m=5.0, write_1h=8.0, read=0.2),
 )
 _HAIKU: Final = Model(
     id="claude-haiku-5-5",
     display_name="Claude Haiku 5.5",
-    context=200_000,
-    max_output=64_000,
-    thinking_types=frozenset({"adaptive", "enabled", "disabled"}),
-    default_thinking="disabled",
-    binds_thinking=False,
+    created_at="2026-10-07T00:00:00Z",
+    thinking_types=frozenset({"adaptive", "disabled"}),
     price=Price(input=0.1, output=0.5, write_5m=0.125, write_1h=0.2, read=0.01),
+    long_price=Price(input=0.5, output=2.5, write_5m=0.625, write_1h=1.0, read=0.05),
 )
 
 MODELS: Final[dict[str, Model]] = {model.id: model for model in (_SONNET, _OPUS, _HAIKU)}

@@ -17,7 +17,7 @@ class ToolChoice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Thinking(msgspec.Struct, frozen=True, kw_only=True):
-    """The effective thinking mode: adaptive, enabled, between_tools or disabled."""
+    """The effective thinking mode: adaptive, between_tools or disabled."""
 
     kind: str
     omitted: bool = False

@@ -11,6 +11,7 @@ from anthropic_emulator import brain
 from anthropic_emulator.directives import Script
 from anthropic_emulator.reply import Call, Part, Reply, ServerCall, Text
 from anthropic_emulator.request import MessagesRequest
+from anthropic_emulator.stream import STAMP
 
 # Words of several lengths and scripts, so that byte and character counts differ.
 _FILLER: Final = ("Größe ", "steps ", "per ", "day ", "Schlaf ", "night ", "für ", "Übung ", "and ", "heart ")
@@ -23,6 +24,8 @@ def _filler(count: int) -> tuple[str, ...]:
 
 def _deltas(script: Script) -> tuple[str, ...] | None:
     """Text deltas a script asks for; None when it leaves the text to the brain."""
+    if script.stamp and script.tokens is not None:
+        return (STAMP.decode(),) * script.tokens
     if script.text is None:
         return None if script.tokens is None else _filler(script.tokens)
     if script.tokens is None:

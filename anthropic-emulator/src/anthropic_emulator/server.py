@@ -14,7 +14,7 @@ from anthropic_emulator.ledger import Record, public_headers
 from anthropic_emulator.models import MODELS, Model
 from anthropic_emulator.request import MessagesRequest
 from anthropic_emulator.settings import Settings
-from anthropic_emulator.signing import conversation_digest, sign
+from anthropic_emulator.signing import conversation_digest, last_signature, sign
 from anthropic_emulator.state import STATE, State
 from anthropic_emulator.validation import VERSIONS, decode, validate
 
@@ -50,6 +50,7 @@ class _Call(msgspec.Struct, kw_only=True):
     api_key: str
     record: Record
     fault: faults.Fault | None = None
+    stamped: bool = False
 
     def headers(self) -> dict[str, str]:
         """Response headers of the API."""
@@ -158,7 +159,7 @@ def _model_info(model: Model) -> dict[str, object]:
         "type": "model",
         "id": model.id,
         "display_name": model.display_name,
-        "created_at": "2026-09-28T00:00:00Z",
+        "created_at": model.created_at,
         "max_input_tokens": model.context,
         "max_tokens": model.max_output,
     }
@@ -195,6 +196,7 @@ async def _messages(request: web.Request) -> web.StreamResponse:
         if late is not None:
             await _fail_early(request, call, late)
     message = _compose(call, parsed, conversation, played)
+    call.stamped = played.stamp
     settings = call.state.settings
     timing = stream.Timing(
         ttft=(settings.ttft_ms if played.ttft_ms is None else played.ttft_ms) / 1000,
@@ -252,7 +254,7 @@ def _compose(
 
 def _sign(parsed: MessagesRequest, thought: str) -> str:
     place = conversation_digest(parsed.system, parsed.tools, parsed.messages)
-    return sign(parsed.model.id, thought, place)
+    return sign(parsed.model.id, thought, place, last_signature(parsed.messages))
 
 
 def _fits_context(parsed: MessagesRequest) -> None:
@@ -316,7 +318,8 @@ async def _pump(
     call.record.status = 200
     try:
         coalesce = call.fault is None or call.fault.name != "split"
-        stayed = await stream.Pump(response, transport, coalesce=coalesce).run(steps)
+        pump = stream.Pump(response, transport, coalesce=coalesce, stamped=call.stamped)
+        stayed = await pump.run(steps)
     finally:
         call.state.open_streams -= 1
     call.record.outcome = "complete" if call.fault is None else "fault"

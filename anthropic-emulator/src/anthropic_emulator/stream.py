@@ -7,6 +7,7 @@ import asyncio
 import random
 import socket
 import struct
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Final, Literal
@@ -28,6 +29,9 @@ _SLICE: Final = 64 * 1024
 FOREVER: Final = float("inf")
 _BROKEN: Final = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"del\n\n'
 _CONTINUATION: Final = range(0x80, 0xC0)
+
+STAMP: Final = b"@0000000000000000000 "
+"""Stands for the time a delta is written at: 19 digits, so that filling it in changes no length."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -120,11 +124,17 @@ class Pump:
     """Sends steps over a prepared chunked response, each at its time."""
 
     def __init__(
-        self, response: web.StreamResponse, transport: asyncio.WriteTransport, *, coalesce: bool
+        self,
+        response: web.StreamResponse,
+        transport: asyncio.WriteTransport,
+        *,
+        coalesce: bool,
+        stamped: bool = False,
     ) -> None:
         self._chunked = response.chunked
         self._transport = transport
         self._coalesce = coalesce
+        self._stamped = stamped
         self._loop = asyncio.get_running_loop()
         self._steps: Sequence[Step] = ()
         self._next = 0
@@ -176,4 +186,7 @@ class Pump:
             if not self._coalesce:
                 break
         if out:
-            self._transport.write(b"".join(out))
+            data = b"".join(out)
+            if self._stamped:
+                data = data.replace(STAMP, b"@%019d " % time.monotonic_ns())
+            self._transport.write(data)

@@ -8,7 +8,7 @@ import msgspec
 
 from anthropic_emulator import content, fields
 from anthropic_emulator.errors import ApiError, invalid
-from anthropic_emulator.models import MODELS, Model
+from anthropic_emulator.models import DEFAULT_THINKING, MODELS, Model
 from anthropic_emulator.request import MessagesRequest, Thinking, ToolChoice, blocks
 from anthropic_emulator.signing import conversation_digest, extend_digest, verify
 from anthropic_emulator.tokens import JsonObject
@@ -28,7 +28,6 @@ _TOOL_FIELDS: Final = frozenset(
     | {"allowed_callers", "defer_loading", "eager_input_streaming"}
 )
 _TOOL_NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,128}")
-_MIN_BUDGET: Final = 1024
 MAX_MESSAGES: Final = 100_000
 MAX_BREAKPOINTS: Final = 4
 
@@ -54,7 +53,7 @@ def validate(body: JsonObject, version: str, *, counting: bool = False) -> Messa
     messages = _messages(body)
     system = content.text_blocks(body["system"], "system") if body.get("system") else []
     tools = _tools(body)
-    thinking = _thinking(body, model, max_tokens)
+    thinking = _thinking(body, model)
     request = MessagesRequest(
         model=model,
         max_tokens=max_tokens,
@@ -137,9 +136,10 @@ def _tool(value: object, path: str) -> JsonObject:
     return tool
 
 
-def _thinking(body: JsonObject, model: Model, max_tokens: int) -> Thinking:
+def _thinking(body: JsonObject, model: Model) -> Thinking:
     if body.get("thinking") is None:
-        return Thinking(kind=model.default_thinking)
+        _effort(body, DEFAULT_THINKING)
+        return Thinking(kind=DEFAULT_THINKING, omitted=True)
     config = fields.obj(body["thinking"], "thinking")
     kind = fields.choice(
         fields.required(config, "type", "thinking"),
@@ -147,24 +147,25 @@ def _thinking(body: JsonObject, model: Model, max_tokens: int) -> Thinking:
         "thinking.type",
     )
     if kind not in model.thinking_types:
-        hint = '"thinking.type.adaptive" and "output_config.effort"'
-        if kind == "disabled":
-            hint = '"thinking.type.between_tools"'
-        raise invalid(
-            f'"thinking.type.{kind}" is not supported for this model. '
-            f"Use {hint} to control thinking behavior."
-        )
-    fields.only(config, ("type", "display", *(("budget_tokens",) if kind == "enabled" else ())), "thinking")
-    if kind == "enabled":
-        path = "thinking.budget_tokens"
-        budget = fields.integer(fields.required(config, "budget_tokens", "thinking"), path, _MIN_BUDGET)
-        if budget >= max_tokens > 1:
-            raise invalid("`max_tokens` must be greater than `thinking.budget_tokens`.")
+        raise invalid(_unsupported(kind, model))
+    fields.only(config, ("type", "display"), "thinking")
     display = config.get("display")
     if display is not None:
         fields.choice(display, ("summarized", "omitted"), "thinking.display")
     _effort(body, kind)
-    return Thinking(kind=kind, omitted=display == "omitted")
+    # What adaptive thinking says is omitted unless asked for; notes between tool calls are shown.
+    default = "omitted" if kind == "adaptive" else "summarized"
+    return Thinking(kind=kind, omitted=(display or default) == "omitted")
+
+
+def _unsupported(kind: str, model: Model) -> str:
+    """Say which thinking mode to use instead; texts from the migration guides of the models."""
+    if kind == "disabled" and "between_tools" in model.thinking_types:
+        return 'To turn thinking off on this model, send "thinking": {"type": "between_tools"}.'
+    return (
+        f'"thinking.type.{kind}" is not supported for this model. '
+        'Use "thinking.type.adaptive" and "output_config.effort" to control thinking behavior.'
+    )
 
 
 def _effort(body: JsonObject, kind: str) -> None:
@@ -172,10 +173,8 @@ def _effort(body: JsonObject, kind: str) -> None:
     effort = config.get("effort")
     if effort is not None:
         fields.choice(effort, ("low", "medium", "high", "xhigh", "max"), "output_config.effort")
-    if kind == "between_tools" and effort in {"xhigh", "max"}:
-        raise invalid(
-            f'output_config.effort: "{effort}" is not supported with "thinking.type.between_tools".'
-        )
+    if kind in ("between_tools", "disabled") and effort in ("xhigh", "max"):
+        raise invalid(f'output_config.effort: "{effort}" is not supported with "thinking.type.{kind}".')
 
 
 def _tool_choice(body: JsonObject, tools: Sequence[JsonObject], thinking: Thinking) -> ToolChoice:
@@ -247,18 +246,23 @@ def _breakpoints(request: MessagesRequest) -> None:
 
 
 def _signatures(request: MessagesRequest) -> None:
-    """Every thinking block must be as the emulator made it and, for Sonnet 5.5, where it made it."""
+    """Check every thinking block: as the emulator made it, and where it made it."""
     chain = conversation_digest(request.system, request.tools)
+    others = MODELS.keys() - {request.model.id}
+    before = ""
     for m, turn in enumerate(request.messages):
         for n, block in enumerate(blocks(turn)):
             if block["type"] != "thinking":
                 continue
-            verdict = verify(request.model.id, str(block["thinking"]), str(block["signature"]), chain)
+            signature = str(block["signature"])
+            verdict = verify(request.model.id, others, str(block["thinking"]), signature, chain, before)
+            before = signature
+            broken = f"messages.{m}.content.{n}: Invalid `signature` in `thinking` block"
             if verdict == "invalid":
-                raise invalid(f"messages.{m}.content.{n}: Invalid `signature` in `thinking` block")
-            if verdict == "moved" and request.model.binds_thinking:
+                raise invalid(broken)
+            if verdict == "moved":
                 raise invalid(
-                    f"messages.{m}.content.{n}: this `thinking` block belongs to another conversation: "
-                    "`system`, `tools` and earlier turns must remain as they were when it was generated."
+                    f"{broken}. The block is bound to a different conversation. Remove the block, or set "
+                    '`thinking.block_binding.prefix_mismatch_behavior` to "drop_block".'
                 )
         chain = extend_digest(chain, turn)
