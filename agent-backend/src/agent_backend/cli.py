@@ -57,26 +57,38 @@ def _serve(_arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
 
     # The boot makes hundreds of thousands of objects that stay; looking for garbage among them is waste.
     gc.disable()
-    settings = _settings(env)
-    from agent_backend.server import run  # noqa: PLC0415 - see the module's docstring
+    try:
+        settings = _settings(env)
+        from agent_backend.server import run  # noqa: PLC0415 - see the module's docstring
 
-    return run(settings)
+        return run(settings)
+    finally:
+        gc.enable()
 
 
 def _migrate(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
     import asyncio  # noqa: PLC0415 - see the module's docstring
 
+    import asyncpg  # noqa: PLC0415 - see the module's docstring
+
     from agent_backend.db.migrate import migrate  # noqa: PLC0415 - see the module's docstring
 
     settings = _settings(env)
-    applied = asyncio.run(
-        migrate(
-            settings.database_url.reveal(),
-            release=arguments.release or settings.release,
-            environment=settings.environment,
-            app=settings.app_name,
+    try:
+        applied = asyncio.run(
+            migrate(
+                settings.database_url.reveal(),
+                release=arguments.release or settings.release,
+                environment=settings.environment,
+                app=settings.app_name,
+            )
         )
-    )
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        # A failed migration has an error of its own: this is about the way to the database.
+        raise OperatorError(
+            f"the database cannot be migrated ({type(error).__name__})",
+            hint="check that it runs, and user, password, host and database name in DATABASE_URL",
+        ) from error
     print("\n".join(f"applied {name}" for name in applied) or "the schema is up to date")  # noqa: T201
     return 0
 

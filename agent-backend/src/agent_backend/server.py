@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 from socket import socket
+from types import FrameType
 
 import uvicorn
 from starlette.routing import Router
@@ -39,6 +41,15 @@ class Server(uvicorn.Server):
     def services(self) -> Services:
         """What the app's lifespan has put together; only after startup."""
         return self.lifespan.state["services"]
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Stop; a second SIGINT stops at once.
+
+        uvicorn's own raises the signal again after the shutdown, and a clean stop would not exit with 0.
+        """
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         """Start, then warm up behind the first requests."""

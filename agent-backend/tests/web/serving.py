@@ -16,6 +16,7 @@ from agent_backend.db.pool import Database
 from agent_backend.devtoken import issue
 from agent_backend.server import config
 from agent_backend.settings import Settings, read
+from agent_backend.turns.machine import Machine
 from agent_backend.web.operations import Operation, SocketOperation, routes, unknown_path
 from agent_backend.web.ops import listen
 from agent_backend.web.services import Services
@@ -58,10 +59,20 @@ def headers_for(settings: Settings, user: str = "alice") -> dict[str, str]:
 def app_of(
     settings: Settings, operations: Sequence[Operation], sockets: Sequence[SocketOperation] = ()
 ) -> Router:
-    """Return an app of these operations whose database is never opened."""
+    """Return an app of these operations alone; its database is never opened, its machine never started."""
+    database = Database(settings.database_url.reveal(), min_size=1, max_size=1, lock_timeout_ms=1000)
     services = Services(
         settings=settings,
-        database=Database(settings.database_url.reveal(), min_size=1, max_size=1, lock_timeout_ms=1000),
+        database=database,
+        machine=Machine(
+            database,
+            machine_id=settings.machine_id,
+            lease_seconds=settings.lease_seconds,
+            group_commit_seconds=0.1,
+            agents={},
+            tools={},
+            engines={},
+        ),
         authenticator=Authenticator(
             jwks_url=settings.jwks_url, issuer=settings.auth_issuer, audience=settings.auth_audience
         ),

@@ -96,6 +96,12 @@ def test_a_control_character_deep_inside_is_named_by_its_path() -> None:
     assert refused.value.errors == (("$.tags[1].a", "contains the control character U+0000"),)
 
 
+def test_a_wrong_item_of_a_list_is_named_by_its_index() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        decode_json(b'{"tags": [{"a": "b"}, {"a": 1}], "content": "x"}', NOTE)
+    assert refused.value.errors[0].field.startswith("$.tags[1]")
+
+
 def test_a_control_character_in_a_name_is_refused_and_not_repeated() -> None:
     with pytest.raises(InvalidRequest) as refused:
         decode_json(rb'{"a\u0000": "b"}', ANYTHING)

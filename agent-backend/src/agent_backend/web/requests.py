@@ -177,17 +177,20 @@ def _at_index(
         document = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # further on
         return error
-    parent, items = None, document
+    items = document
     for name in names:
-        parent, items = items, items.get(name) if isinstance(items, dict) else None
-    if not bracket or not isinstance(parent, dict) or not isinstance(items, list):
+        items = items.get(name) if isinstance(items, dict) else None
+    if not bracket or not isinstance(items, list):
         return error
     for index, item in enumerate(items[:_MOST_ITEMS]):
-        parent[names[-1]] = [item]
+        # Each item alone, without what stands beside the list: the cost stays linear in the body.
+        alone: Any = [item]
+        for name in reversed(names):
+            alone = {name: alone}
         try:
-            decoder.decode(msgspec.json.encode(document))
-        except msgspec.ValidationError as alone:
-            if str(alone) == str(error):
+            decoder.decode(msgspec.json.encode(alone))
+        except msgspec.ValidationError as found:
+            if str(found) == str(error):
                 return msgspec.ValidationError(str(error).replace("[...]", f"[{index}]", 1))
     return error
 

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from agent_backend.cli import main
+
+URL = "postgresql://user:hunter2@127.0.0.1:1/nothing"
+
+
+def failed(capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """Return problem and hint, each a line of its own."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    problem, hint = captured.err.splitlines()
+    assert problem.startswith("agent-backend: ")
+    assert hint.startswith("  hint: ")
+    assert "hunter2" not in captured.err
+    return problem, hint
+
+
+def test_check_config_shows_every_setting_and_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-config"], {"DATABASE_URL": URL, "ANTHROPIC_API_KEY": "sk-hunter2"}) == 0
+    shown = capsys.readouterr().out
+    assert "PORT                  3001\n" in shown
+    assert "ANTHROPIC_API_KEY     Secret(***)\n" in shown
+    assert "hunter2" not in shown
+
+
+def test_check_config_names_every_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-config"], {"PORT": "x", "POOL_MIN": "0"}) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines[::2]] == ["PORT", "POOL_MIN", "DATABASE_URL"]
+
+
+@pytest.mark.parametrize("command", ["serve", "migrate"])
+def test_a_missing_variable_is_two_lines_and_exit_2(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command], {}) == 2
+    problem, hint = failed(capsys)
+    assert problem == "agent-backend: DATABASE_URL is missing"
+    assert "set DATABASE_URL" in hint
+
+
+def test_a_port_in_use_is_named_with_the_way_to_choose_another(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve"], {"DATABASE_URL": URL, "PORT": str(port)}) == 2
+    problem, hint = failed(capsys)
+    assert problem == f"agent-backend: port {port} is in use"
+    assert "PORT=" in hint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env"),
+    [
+        (["token", "--user", "alice"], {"ENVIRONMENT": "staging", "APP_NAME": "x"}),
+        (["token", "--user", "alice", "--ttl", "forever"], {}),
+        (["token", "--user", "a b"], {}),
+    ],
+)
+def test_token_refuses_what_it_should_not_make(
+    arguments: list[str], env: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments, {"DEV_KEY_DIR": str(tmp_path), **env}) == 2
+    failed(capsys)
+
+
+def test_token_needs_no_database_and_prints_only_the_token(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["token", "--user", "alice"], {"DEV_KEY_DIR": str(tmp_path)}) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count(".") == 2
+    assert captured.err == ""
+
+
+def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["dance"], {})
+    assert ended.value.code == 2
+    assert "usage: agent-backend" in capsys.readouterr().err
+
+
+@pytest.fixture
+async def empty_database(database_url: str) -> str:
+    owner = await asyncpg.connect(database_url)
+    await owner.execute("DROP SCHEMA myhealth CASCADE")
+    await owner.close()
+    return database_url
+
+
+def test_migrate_names_what_it_applied_and_is_safe_to_repeat(
+    empty_database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env = {"DATABASE_URL": empty_database}
+    assert main(["migrate", "--release", "abc"], env) == 0
+    assert "applied 0001_base.pre.sql\n" in capsys.readouterr().out
+    assert main(["migrate"], env) == 0
+    assert capsys.readouterr().out == "the schema is up to date\n"
+
+
+def test_migrate_refuses_another_deployments_database(
+    database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["migrate"], {"DATABASE_URL": database_url, "APP_NAME": "other"}) == 2
+    assert "belongs to myhealth-agents" in failed(capsys)[0]
+
+
+def test_migrate_says_when_there_is_no_database(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["migrate"], {"DATABASE_URL": URL}) == 2
+    assert "DATABASE_URL" in failed(capsys)[1]
