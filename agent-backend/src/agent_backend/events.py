@@ -109,7 +109,7 @@ class RunError(_Event, tag="RUN_ERROR"):
     timestamp: int | None = None
 
 
-class TextMessageStart(_Event, tag="TEXT_MESSAGE_START"):
+class TextMessageStart(_Event, tag="TEXT_MESSAGE_START", omit_defaults=False):
     """A visible message begins."""
 
     message_id: str
@@ -135,8 +135,8 @@ class ReasoningStart(_Event, tag="REASONING_START"):
     message_id: str
 
 
-class ReasoningMessageStart(_Event, tag="REASONING_MESSAGE_START"):
-    """A reasoning message begins."""
+class ReasoningMessageStart(_Event, tag="REASONING_MESSAGE_START", omit_defaults=False):
+    """A reasoning message begins. Its role has one value, and the schema requires it all the same."""
 
     message_id: str
     role: Literal["reasoning"] = "reasoning"
@@ -182,7 +182,7 @@ class ToolCallEnd(_Event, tag="TOOL_CALL_END"):
     tool_call_id: str
 
 
-class ToolCallResult(_Event, tag="TOOL_CALL_RESULT"):
+class ToolCallResult(_Event, tag="TOOL_CALL_RESULT", omit_defaults=False):
     """What the tool returned, settled."""
 
     message_id: str
