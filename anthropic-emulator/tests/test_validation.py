@@ -153,6 +153,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"thinking": {"type": "disabled"}, "output_config": {"effort": "xhigh"}},
         'output_config.effort: "xhigh" is not supported',
     ),
+    ({"thinking": {"type": "disabled", "display": "omitted"}}, "thinking.display: Extra inputs"),
     ({"thinking": {"type": "adaptive", "display": "all"}}, "thinking.display: Input should be"),
     ({"thinking": {"type": "adaptive", "budget_tokens": 1}}, "thinking.budget_tokens: Extra inputs"),
     ({"stop_sequences": [" "]}, "stop_sequences.0: each stop sequence must contain non-whitespace"),

@@ -148,7 +148,7 @@ def _thinking(body: JsonObject, model: Model) -> Thinking:
     )
     if kind not in model.thinking_types:
         raise invalid(_unsupported(kind, model))
-    fields.only(config, ("type", "display"), "thinking")
+    fields.only(config, ("type", "display") if kind == "adaptive" else ("type",), "thinking")
     display = config.get("display")
     if display is not None:
         fields.choice(display, ("summarized", "omitted"), "thinking.display")
