@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(os, "sched_setaffinity"):
         sys.stderr.write("bench reads /proc and pins processes to cores: it needs Linux\n")
         return 2
-    parts: set[Part] = {
-        figure.part for figure in FIGURES if not arguments.only or figure.key in arguments.only
-    }
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything started is ended
+    wanted: list[str] = arguments.only or [figure.key for figure in FIGURES]
+    parts: set[Part] = {figure.part for figure in FIGURES if figure.key in wanted}
     with ExitStack() as stack:
         run = Run(stack, QUICK if arguments.quick else Size())
         if "boot" in parts:
