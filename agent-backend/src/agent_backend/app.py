@@ -138,6 +138,7 @@ async def drain(services: Services) -> None:
     """Take leave, before connections are closed: readiness goes off, streams and turns come to an end."""
     services.draining = True
     log.info("draining")
+    services.machine.hub.close_streams()
 
 
 async def _connect(database: Database) -> None:

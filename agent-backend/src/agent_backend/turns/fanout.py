@@ -144,11 +144,15 @@ class LiveSession:
         """Stop being the owner here: nothing more is published, subscribers are cut, the run ends."""
         self.fenced = True
         self.pending = []
+        self.cut_subscribers()
+        if self.task is not None and self.task is not asyncio.current_task():
+            self.task.cancel()
+
+    def cut_subscribers(self) -> None:
+        """End the streams of all subscribers; they come back with their cursor."""
         for subscriber in self._subscribers:
             subscriber.cut_off()
         self._subscribers.clear()
-        if self.task is not None and self.task is not asyncio.current_task():
-            self.task.cancel()
 
     def finish(self) -> None:
         """End after a release: subscribers read on from the log."""
@@ -190,6 +194,8 @@ class Hub:
     def __init__(self) -> None:
         self.live: dict[UUID, LiveSession] = {}
         self.claiming: dict[UUID, int] = {}
+        self.closing = False
+        """This process is about to end: streams end too, and their readers come back elsewhere."""
         self._remote: dict[UUID, set[asyncio.Event]] = {}
 
     def add(self, session: LiveSession) -> None:
@@ -232,6 +238,13 @@ class Hub:
         """Let every watcher read again: after a (re)LISTEN, and slowly for ever after."""
         for session_id in self._remote:
             self.wake_remote(session_id)
+
+    def close_streams(self) -> None:
+        """End every stream of this process at once."""
+        self.closing = True
+        for session in self.live.values():
+            session.cut_subscribers()
+        self.wake_all_remote()
 
     @property
     def busy(self) -> list[UUID]:

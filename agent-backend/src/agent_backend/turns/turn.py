@@ -352,13 +352,17 @@ class TurnRun:
         return settled
 
     def _messages_for(self, message_id: str, content: list[dict[str, Any]]) -> list[store.NewMessage]:
-        """Return the rows of a model step; before a turn's first answer, what the model was told of now."""
+        """Return the rows of a model step; before a turn's first answer, what the model was told of now.
+
+        Without an answer there are none: the provider wants a system message to precede an assistant's.
+        """
+        if not content:
+            return []
         messages: list[store.NewMessage] = []
         if self._context is not None:
             context_id = f"{message_id}.context"
             messages.append(store.NewMessage(context_id, "system", self._context.content))
-        if content:
-            messages.append(store.NewMessage(message_id, "assistant", msgspec.json.encode(content).decode()))
+        messages.append(store.NewMessage(message_id, "assistant", msgspec.json.encode(content).decode()))
         return messages
 
     def _last_n(self) -> int:

@@ -63,8 +63,7 @@ class EventStreamResponse(Response):
         async with AsyncExitStack() as stack:
             stack.callback(_stream_closed)
             batches = await stack.enter_async_context(aclosing(self._batches))
-            # The first batch comes before the headers, so that a refusal can still be a problem document.
-            first = await anext(batches, None)
+            # Who asks has been checked: the headers go out at once, however long the first event takes.
             await send(
                 {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
             )
@@ -72,10 +71,10 @@ class EventStreamResponse(Response):
             watching = asyncio.create_task(_watch(receive, send, writing))
             stack.callback(watching.cancel)
             try:
-                if first is not None:
-                    await send(_chunk(frames(first, self._thread_id)))
-                    async for batch in batches:
-                        await send(_chunk(frames(batch, self._thread_id)))
+                async for batch in batches:
+                    if not batch:
+                        continue
+                    await send(_chunk(frames(batch, self._thread_id)))
             except CutOff:
                 await send(_chunk(RETRY))
             except asyncio.CancelledError:

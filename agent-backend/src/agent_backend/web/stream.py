@@ -8,6 +8,7 @@ conversation sent; a cursor that fell off the log gets a snapshot and a new curs
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import NamedTuple
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from agent_backend.errors import MalformedRequest, NotFound
 from agent_backend.events import START, Cursor
 from agent_backend.sessions import FINAL
 from agent_backend.transcript import to_agui
-from agent_backend.turns.fanout import LiveSession, Numbered, Subscriber
+from agent_backend.turns.fanout import LiveSession, Numbered
 from agent_backend.turns.machine import Machine
 
 
@@ -61,6 +62,7 @@ class Follower:
         self._user_id = user_id
         self._session_id = session_id
         self._turn_id = turn_id
+        self._caught_up = False
         self.cursor = after or START
 
     async def check(self) -> None:
@@ -71,7 +73,7 @@ class Follower:
             raise NotFound("There is no such session.")
 
     async def batches(self, *, wait: bool = True) -> AsyncGenerator[list[Placed]]:
-        """Yield events after the cursor, for ever or (`wait` false) up to the present.
+        """Yield events after the cursor, for ever or (`wait` false) up to the present; a batch may be empty.
 
         Raises NotFound, CutOff.
         """
@@ -80,30 +82,44 @@ class Follower:
         try:
             while True:
                 changed.clear()
-                live = hub.live.get(self._session_id)
-                subscriber, pending = live.subscribe() if live else (None, [])
-                try:
-                    page = await self._read()
-                    if self._off_the_log(page):
-                        yield await self._resync()
-                        continue
-                    for item in page.items:
-                        yield await self._from_log(item)
-                    if not page.complete:
-                        continue
-                    if live is not None and subscriber is not None and self._matches(page, live):
-                        async for batch in self._from_owner(live, subscriber, pending, wait=wait):
-                            yield batch
-                        if wait:
-                            continue
-                finally:
-                    if live is not None and subscriber is not None:
-                        live.unsubscribe(subscriber)
+                async with aclosing(self._present(wait=wait)) as batches:
+                    async for batch in batches:
+                        yield batch
                 if not wait:
                     return
-                await changed.wait()
+                if self._caught_up:
+                    await changed.wait()
+                if hub.closing:
+                    raise CutOff
         finally:
             hub.unwatch(self._session_id, changed)
+
+    async def _present(self, *, wait: bool) -> AsyncGenerator[list[Placed]]:
+        """Yield what the log holds, then, if the session is owned here, follow its owner to the release."""
+        while True:
+            live = self._machine.hub.live.get(self._session_id)
+            # Subscribed before the log is read: what is persisted in between comes twice and is dropped once.
+            subscriber, pending = live.subscribe() if live else (None, [])
+            try:
+                page = await self._read()
+                if self._off_the_log(page):
+                    yield await self._resync()
+                    continue
+                for item in page.items:
+                    yield await self._from_log(item)
+                if not page.complete:
+                    continue
+                self._caught_up = live is None or not self._matches(page, live)
+                if live is not None and subscriber is not None and not self._caught_up:
+                    yield self._after_cursor(live.epoch, pending)
+                    while wait and (events := await subscriber.take()):
+                        yield self._after_cursor(live.epoch, events)
+                    if subscriber.cut:
+                        raise CutOff
+                return
+            finally:
+                if live is not None and subscriber is not None:
+                    live.unsubscribe(subscriber)
 
     # --- the log ---
 
@@ -154,19 +170,6 @@ class Follower:
 
     def _matches(self, page: log.LogPage, live: LiveSession) -> bool:
         return page.owner == self._machine.incarnation and page.epoch == live.epoch and not live.fenced
-
-    async def _from_owner(
-        self, live: LiveSession, subscriber: Subscriber, pending: list[Numbered], *, wait: bool
-    ) -> AsyncGenerator[list[Placed]]:
-        if batch := self._after_cursor(live.epoch, pending):
-            yield batch
-        if not wait:
-            return
-        while events := await subscriber.take():
-            if batch := self._after_cursor(live.epoch, events):
-                yield batch
-        if subscriber.cut:
-            raise CutOff
 
     def _after_cursor(self, epoch: int, events: list[Numbered]) -> list[Placed]:
         cursor = self.cursor

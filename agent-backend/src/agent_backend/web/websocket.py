@@ -28,7 +28,6 @@ MAX_BAD_FRAMES = 10
 
 _GOING_AWAY = 1001
 _POLICY_VIOLATION = 1008
-_INTERNAL_ERROR = 1011
 
 
 class Subscribe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="subscribe"):
@@ -159,7 +158,10 @@ class _Connection:
                         place = None if cursor is None else str(cursor)
                         await self._socket.send_text(agui.positioned(event, thread, place).decode())
         except CutOff:
-            await self._end(session, resume=True)
+            if self._call.services.machine.hub.closing:
+                await self._socket.close(_GOING_AWAY)
+            else:
+                await self._end(session, resume=True)
         except AgentBackendError:
             await self._end(session, resume=False)
         except (WebSocketDisconnect, RuntimeError):

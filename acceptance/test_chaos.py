@@ -1,0 +1,113 @@
+"""Two servers on one database, fifty seeded faults, and clients that check everything they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections import Counter
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from .chaos import Broken, ChaosClient, Injector, Slot, audit
+from .stack import Site, with_database
+
+FAULTS = 50
+CLIENTS = 8
+SEEDS = [int(seed) for seed in os.environ.get("CHAOS_SEEDS", "1").split(",")]
+"""A seed that ever failed is added to the default for good."""
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_fifty_faults_lose_double_and_stick_nothing(site: Site, tmp_path: Path, seed: int) -> None:
+    name = f"chaos_{uuid4().hex}"
+    admin = await asyncpg.connect(site.database_url)
+    await admin.execute(f"CREATE DATABASE {name}")
+    own = Site(with_database(site.database_url, name), site.emulator_url, tmp_path)
+    await asyncio.to_thread(own.command, "migrate")
+    try:
+        await _run(own, seed)
+    finally:
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await admin.close()
+
+
+async def _run(site: Site, seed: int) -> None:
+    rng = random.Random(seed)
+    slots = [Slot(site, "one"), Slot(site, "two")]
+    reader = await asyncpg.create_pool(site.database_url, min_size=1, max_size=4)
+    clients = [
+        ChaosClient(site, slots, f"user{i}", random.Random(rng.random()), reader) for i in range(CLIENTS)
+    ]
+    try:
+        await asyncio.gather(*(slot.start() for slot in slots))
+        faults = await _storm(site, clients, slots, rng)
+        async with reader.acquire() as connection:
+            await audit(connection, {turn for client in clients for turn in client.accepted})
+        await asyncio.gather(*(client.compare() for client in clients))
+    finally:
+        for client in clients:
+            await client.close()
+        await reader.close()
+        for slot in slots:
+            if slot.backend is not None:
+                await asyncio.to_thread(slot.backend.end)
+    turns = sum(len(client.accepted) for client in clients)
+    print(f"seed {seed}: {dict(faults)}, {turns} turns, {sum(c.reconnects for c in clients)} reconnects")
+    assert faults.total() == FAULTS
+    assert turns > FAULTS
+
+
+async def _storm(
+    site: Site, clients: list[ChaosClient], slots: list[Slot], rng: random.Random
+) -> Counter[str]:
+    """Let clients talk while faults happen, then wait until everything accepted has ended."""
+    await asyncio.gather(*(client.start() for client in clients))
+    stop = asyncio.Event()
+    following = [asyncio.create_task(client.follow()) for client in clients]
+    talking = [asyncio.create_task(client.talk_until(stop)) for client in clients]
+    injectors = [Injector(slot, random.Random(rng.random()), site.database_url) for slot in slots]
+    storm = asyncio.gather(*(injector.run(FAULTS // len(slots)) for injector in injectors))
+    try:
+        await _unless_broken(storm, [*following, *talking])
+        stop.set()
+        async with asyncio.timeout(30):
+            calm = asyncio.gather(*talking, *(c.wait_for(t) for c in clients for t in c.accepted))
+            await _unless_broken(calm, following)
+            calm = asyncio.gather(*(c.wait_for(t) for c in clients for t in c.accepted))
+            await _unless_broken(calm, following)
+    except TimeoutError:
+        raise Broken(f"stuck: {await _stuck(clients)}") from None
+    finally:
+        storm.cancel()
+        for task in (*following, *talking):
+            task.cancel()
+        await asyncio.gather(storm, *following, *talking, return_exceptions=True)
+    return sum((injector.done for injector in injectors), Counter())
+
+
+async def _stuck(clients: list[ChaosClient]) -> list[str]:
+    """Describe turns whose end their client has not been told of."""
+    return [
+        f"{turn} of {client.session} at {client.talk.after}, resyncs {client.talk.resyncs}: "
+        f"{await client.state_of(turn)}"
+        for client in clients
+        for turn in client.accepted
+        if turn not in client.talk.ended
+    ]
+
+
+async def _unless_broken(work: asyncio.Future[list[None]], watched: list[asyncio.Task[None]]) -> None:
+    """Wait for `work`, but fail at once when one of the watched tasks fails."""
+    while not work.done():
+        await asyncio.wait([work, *(t for t in watched if not t.done())], return_when="FIRST_COMPLETED")
+        for task in watched:
+            if task.done() and (error := task.exception()) is not None:
+                work.cancel()
+                raise error
+    await work
