@@ -36,6 +36,10 @@ def test_text_without_a_directive_has_none() -> None:
     assert directives.in_text("[[other: a=b]]") is None
 
 
+def test_of_several_directives_the_last_counts() -> None:
+    assert script("[[emulator: tokens=1]] never answered\n[[emulator: tokens=2]]").tokens == 2
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -86,8 +86,11 @@ def parse_script(raw: object) -> Script:
 
 
 def in_text(text: str) -> Script | None:
-    """Give the first directive inside a user's text, or None. Raises 400 when it is malformed."""
-    start = text.find(OPEN)
+    """Give the last directive inside a user's text, or None. Raises 400 when it is malformed.
+
+    The last: questions that were never answered stand before the present one in the same message.
+    """
+    start = text.rfind(OPEN)
     if start < 0:
         return None
     pairs: dict[str, object] = {}
