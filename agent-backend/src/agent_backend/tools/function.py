@@ -73,8 +73,11 @@ class FunctionTool:
         """Validate and run. Raises ModelRetry naming the wrong argument, and what the function raises."""
         try:
             given = msgspec.convert(arguments, self.arguments)
+            _encode(given)
         except msgspec.ValidationError as error:
             raise ModelRetry(self._explain(str(error))) from None
+        except UnicodeEncodeError:
+            raise ModelRetry(_explain_surrogates(arguments)) from None
         result = await self._function(context, **msgspec.structs.asdict(given))
         return result if isinstance(result, ToolResult) else ToolResult(content=_encode(result).decode())
 
@@ -92,6 +95,12 @@ class FunctionTool:
             hint = f" Allowed: {', '.join(map(str, allowed))}." if allowed else ""
             return _printable(f"Argument `{at['field']}`: {at['reason']}.{hint}")
         return _printable(f"The arguments of {self.name} must be an object: {message}.")
+
+
+def _explain_surrogates(arguments: dict[str, Any]) -> str:
+    """Name the arguments that hold half a character: JSON can spell it, but nothing can store or send it."""
+    wrong = [name for name, value in arguments.items() if "\\ud" in ascii(value)]
+    return _printable(f"Argument `{'`, `'.join(wrong)}` contains a lone surrogate, which is no character.")
 
 
 def _printable(text: str) -> str:
