@@ -26,6 +26,12 @@ class Received(NamedTuple):
     data: str
 
     @property
+    def place(self) -> str:
+        """Its cursor; it must have one."""
+        assert self.cursor is not None, self.data
+        return self.cursor
+
+    @property
     def event(self) -> dict[str, Any]:
         """The event, decoded."""
         return json.loads(self.data)

@@ -53,7 +53,7 @@ async def test_cut_again_and_again_while_the_reply_is_being_generated(
     pair: Pair, as_user: AsUser, first: Transport, then: Transport
 ) -> None:
     """One reader stays; one is cut after every event and comes back over the other transport elsewhere."""
-    clients = [(as_user(pair.a), first), (as_user(pair.b), then)]
+    clients: list[tuple[Client, Transport]] = [(as_user(pair.a), first), (as_user(pair.b), then)]
     session = await clients[0][0].new_session()
     staying = asyncio.create_task(take(clients[0][0].follow(first, session), ended))
     await clients[0][0].begin(session, RICH.replace("]]", " delay_ms=12 ttft_ms=30]]"))
@@ -91,12 +91,12 @@ async def test_the_turn_s_own_stream_resumes_with_last_event_id(pair: Pair, as_u
     assert whole[0].type == "RUN_STARTED"
     for k in range(0, len(whole) - 1, 4):
         for client in (a, b):
-            resumed = client.answer(session, RICH, turn=turn, **{"Last-Event-ID": whole[k].cursor})
+            resumed = client.answer(session, RICH, turn=turn, **{"Last-Event-ID": whole[k].place})
             assert await take(resumed) == whole[k + 1 :]
     # A cursor from before the turn begins at the turn, and one at its end gives nothing more.
-    first = (await a.log(session))[0].cursor
+    first = (await a.log(session))[0].place
     assert await take(b.answer(session, RICH, turn=turn, **{"Last-Event-ID": first})) == whole
-    assert await take(b.answer(session, RICH, turn=turn, **{"Last-Event-ID": whole[-1].cursor})) == []
+    assert await take(b.answer(session, RICH, turn=turn, **{"Last-Event-ID": whole[-1].place})) == []
 
 
 async def test_many_sessions_on_one_socket_keep_apart(pair: Pair, as_user: AsUser) -> None:

@@ -1,4 +1,4 @@
-"""The order of events by the rules of AG-UI 1.0, as strict clients enforce them, and what a client ends up with.
+"""What AG-UI 1.0 allows, as strict clients enforce it, and what a client ends up with.
 
 Every event is also read with the models of the PyPI package `ag-ui-protocol`.
 """

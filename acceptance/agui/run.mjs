@@ -1,0 +1,54 @@
+// The unmodified AG-UI client against a server: `node run.mjs`, one JSON request on stdin, one JSON report on stdout.
+//
+//   {"do": "run", "url": ..., "headers": {...}, "threadId": ..., "runId": ..., "content": ...}
+//     HttpAgent posts one user message. Report: {messages, events: [type, ...], error}
+//   {"do": "verify", "streams": [[event, ...], ...]}
+//     Each stream goes through schema, verifier and reducer. Report: {results: [{messages, error}, ...]}
+import { HttpAgent, defaultApplyEvents, verifyEvents } from "@ag-ui/client";
+import { EventSchemas } from "@ag-ui/core/schemas";
+import { from, lastValueFrom, tap, toArray } from "rxjs";
+
+async function run({ url, headers, threadId, runId, content }) {
+  const agent = new HttpAgent({ url, headers, threadId });
+  agent.messages = [{ id: `user-${runId}`, role: "user", content }];
+  const events = [];
+  let error = null;
+  const subscriber = {
+    onEvent: ({ event }) => {
+      EventSchemas.parse(event);
+      events.push(event.type);
+      // The test reads this from stderr, to know when the server may be killed.
+      process.stderr.write(`${event.type}\n`);
+    },
+    onRunErrorEvent: ({ event }) => void (error = event.message),
+  };
+  try {
+    await agent.runAgent({ runId }, subscriber);
+  } catch (failure) {
+    error = String(failure);
+  }
+  return { messages: agent.messages, events, error };
+}
+
+async function verify(events) {
+  const input = { threadId: "t", runId: "r", messages: [], tools: [], context: [], state: {}, forwardedProps: {} };
+  const holder = { messages: [], state: {} };
+  try {
+    const checked = from(events).pipe(
+      tap((event) => EventSchemas.parse(event)),
+      verifyEvents(false),
+    );
+    const changes = await lastValueFrom(defaultApplyEvents(input, checked, holder, []).pipe(toArray()));
+    const messages = changes.map((change) => change.messages).filter(Boolean);
+    return { messages: messages.at(-1) ?? [], error: null };
+  } catch (failure) {
+    return { messages: [], error: String(failure) };
+  }
+}
+
+const chunks = [];
+for await (const chunk of process.stdin) chunks.push(chunk);
+const request = JSON.parse(Buffer.concat(chunks).toString());
+const report =
+  request.do === "run" ? await run(request) : { results: await Promise.all(request.streams.map(verify)) };
+process.stdout.write(JSON.stringify(report));
