@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(os, "sched_setaffinity"):
         sys.stderr.write("bench reads /proc and pins processes to cores: it needs Linux\n")
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that everything started is ended
+    signal.signal(signal.SIGTERM, _terminated)  # so that everything started is ended
     wanted: list[str] = arguments.only or [figure.key for figure in FIGURES]
     parts: set[Part] = {figure.part for figure in FIGURES if figure.key in wanted}
     with ExitStack() as stack:
@@ -139,6 +139,10 @@ class Run:
     def _note(self, part: str, side: str, load: Load) -> Load:
         self.loads.setdefault((part, side), []).append(load)
         return load
+
+
+def _terminated(_signal: int, _frame: object) -> None:
+    sys.exit(1)
 
 
 _began = time.monotonic()
