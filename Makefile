@@ -1,0 +1,30 @@
+# Two commands: `make run` and `make test`. They need Python 3.11 or later and nothing else;
+# the environment in .venv is made on the first use and refreshed when a dependency has changed.
+
+PYTHON = python3
+PORT = 3001
+LOCKED = uv.lock pyproject.toml agent-backend/pyproject.toml anthropic-emulator/pyproject.toml \
+	myhealth-cli/pyproject.toml scripts/bootstrap.py
+
+.PHONY: run test check bench clean
+
+# Postgres, the model's emulator, the backend, demo data and a chat. Another port: make run PORT=3002
+run: .venv/.ready
+	@PORT=$(PORT) .venv/bin/python -m myhealth_cli dev
+
+test: .venv/.ready
+	.venv/bin/pytest -n 2
+
+check: .venv/.ready
+	.venv/bin/python scripts/check.py
+
+# This server beside the floor, in one run; writes bench/out/results.json
+bench: .venv/.ready
+	.venv/bin/python -m bench
+
+.venv/.ready: $(LOCKED)
+	@$(PYTHON) scripts/bootstrap.py
+
+# Removes the environment and the demo's data, not what was installed into caches.
+clean:
+	rm -rf .venv .local
