@@ -2,7 +2,7 @@
 
 Starlette, uvicorn (uvloop, httptools), aiohttp, msgspec. It decodes each event of the model, writes it as an
 AG-UI event and sends it as SSE. No user, no store, no resume, no limit, no retry: whatever a server costs
-above this is what those cost. `python -m bench.floor` serves on PORT and asks ANTHROPIC_BASE_URL.
+above this is what those cost. Run as a program it serves on PORT and asks ANTHROPIC_BASE_URL.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ class Floor:
 
     def start(self) -> tuple[Process, float]:
         """Boot it; ready means that it answers."""
-        command = [sys.executable, "-m", "bench.floor"]
+        command = [sys.executable, floor.__file__]
         process = Process(command, self._environment, self._on.server, self._log)
         return process, await_ready(process, self.port)
 
