@@ -416,7 +416,8 @@ BEGIN
         FROM (
             SELECT *, generate_series(width_bucket(a, p_bounds), width_bucket(b, p_bounds)) AS i FROM flat
         ) d
-        WHERE d.i BETWEEN 1 AND cardinality(p_bounds) - 1 AND (d.b > p_bounds[d.i] OR d.point IS NOT NULL)
+        WHERE d.i BETWEEN 1 AND cardinality(p_bounds) - 1
+            AND (least(d.b, p_bounds[d.i + 1]) > greatest(d.a, p_bounds[d.i]) OR d.point IS NOT NULL)
     ), alone AS MATERIALIZED (
         -- What each source would have come to without the others.
         SELECT g.*, s.place, min(s.place) OVER (PARTITION BY g.i) AS best

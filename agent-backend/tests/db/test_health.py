@@ -186,8 +186,9 @@ async def open_transaction(db: Database) -> AsyncGenerator[asyncpg.Connection]:
 
 async def somebody_waits(db: Database) -> None:
     """Return when a lock is waited for."""
-    while not await db.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
-        await asyncio.sleep(0.005)
+    async with asyncio.timeout(10):
+        while not await db.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+            await asyncio.sleep(0.005)
 
 
 STORE = "SELECT myhealth.health_store($1, $2::json)"
