@@ -289,6 +289,15 @@ BEGIN
 END
 $$;
 
+-- Which of these sessions has somebody else taken since p_me did? One that writes nothing, because the model
+-- is silent, does not notice by itself.
+CREATE FUNCTION myhealth.taken_sessions(p_me uuid, p_sessions uuid[], p_epochs bigint[]) RETURNS SETOF uuid
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = myhealth, pg_temp
+    AS $$
+    SELECT s.id FROM unnest(p_sessions, p_epochs) AS held (id, epoch) JOIN sessions s ON s.id = held.id
+    WHERE s.epoch > held.epoch AND s.owner IS DISTINCT FROM p_me
+    $$;
+
 -- Is there anything this machine should take before it sleeps?
 CREATE FUNCTION myhealth.anything_claimable(p_me uuid, p_dead uuid[]) RETURNS boolean
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = myhealth, pg_temp
@@ -741,7 +750,7 @@ $$;
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA myhealth FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
     myhealth.register_machine, myhealth.beat, myhealth.remove_machine, myhealth.claim_sessions,
-    myhealth.anything_claimable, myhealth.release_session, myhealth.put_agent_version, myhealth.put_session,
+    myhealth.taken_sessions, myhealth.anything_claimable, myhealth.release_session, myhealth.put_agent_version, myhealth.put_session,
     myhealth.accept_turn, myhealth.start_turn, myhealth.cancel_turn, myhealth.requested_cancels, myhealth.settle,
     myhealth.append_segments, myhealth.read_log, myhealth.read_messages, myhealth.read_turn,
     myhealth.read_sessions, myhealth.compact_logs

@@ -14,6 +14,7 @@ _REGISTER = "SELECT register_machine($1, $2, $3)"
 _BEAT = "SELECT * FROM beat($1, $2, $3)"
 _REMOVE = "SELECT remove_machine($1, $2)"
 _CLAIM = "SELECT * FROM claim_sessions($1, $2, $3, $4)"
+_TAKEN = "SELECT taken_sessions($1, $2, $3)"
 _RELEASE = "SELECT (r).* FROM release_session($1, $2, $3, $4, $5) r"
 _CLAIMABLE = "SELECT anything_claimable($1, $2)"
 
@@ -75,6 +76,12 @@ async def claim(
     """Take sessions that have work and no living owner."""
     rows = await database.fetch(_CLAIM, incarnation, dead, live, limit)
     return [Claim(*row) for row in rows]
+
+
+async def taken(database: Database, incarnation: UUID, held: list[tuple[UUID, int]]) -> set[UUID]:
+    """Return which of the sessions held in an epoch somebody else has taken since."""
+    sessions, epochs = [session for session, _ in held], [epoch for _, epoch in held]
+    return {row[0] for row in await database.fetch(_TAKEN, incarnation, sessions, epochs)}
 
 
 async def anything_claimable(database: Database, incarnation: UUID, dead: list[UUID]) -> bool:

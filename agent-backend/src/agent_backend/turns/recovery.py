@@ -190,7 +190,7 @@ class Recovery:
             self._hub.wake_all_remote()
 
     async def sweep(self) -> None:
-        """Take sessions whose work nobody does, and pass on cancel requests made elsewhere."""
+        """Take sessions whose work nobody does, let go of those taken from here, pass on cancel requests."""
         claims = await leases.claim(
             self._database, self._incarnation, self.dead, self._hub.busy, _CLAIM_LIMIT
         )
@@ -200,6 +200,7 @@ class Recovery:
         if len(claims) == _CLAIM_LIMIT:
             self._sweep_now.set()
         if self._hub.live:
+            await self._runner.let_go()
             await self._runner.cancel_requested(list(self._hub.live))
 
 

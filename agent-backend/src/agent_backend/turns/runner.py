@@ -9,6 +9,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
+from agent_backend.db import leases
 from agent_backend.db import sessions as store
 from agent_backend.db.leases import Claim, release
 from agent_backend.db.pool import Database
@@ -160,6 +161,16 @@ class Runner:
             _log.warning("lease_lost", session_id=live.session_id, epoch=live.epoch)
             live.fence()
         self._hub.remove(live)
+
+    async def let_go(self) -> None:
+        """Let go of sessions that others took while this machine stood still and nothing was written."""
+        held = list(self._hub.live.values())
+        taken = await leases.taken(
+            self._database, self._incarnation, [(live.session_id, live.epoch) for live in held]
+        )
+        for live in held:
+            if live.session_id in taken:
+                self.lost(live)
 
     def lost_all(self) -> None:
         """Fence everything: this machine's own lease is gone."""
