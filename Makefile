@@ -3,14 +3,16 @@
 
 PYTHON = python3
 PORT = 3001
+ARGS =
 LOCKED = uv.lock pyproject.toml agent-backend/pyproject.toml anthropic-emulator/pyproject.toml \
 	myhealth-cli/pyproject.toml scripts/bootstrap.py
 
 .PHONY: run test check bench clean
 
-# Postgres, the model's emulator, the backend, demo data and a chat. Another port: make run PORT=3002
+# Postgres, the model's emulator, the backend, demo data and a chat. Another port: make run PORT=3002.
+# An empty database: make run ARGS=--fresh
 run: .venv/.ready
-	@PORT=$(PORT) .venv/bin/python -m myhealth_cli dev
+	@PORT=$(PORT) .venv/bin/python -m myhealth_cli dev $(ARGS)
 
 test: .venv/.ready
 	.venv/bin/pytest -n 2

@@ -229,28 +229,21 @@ class Client:
         query = urlencode({"metric": metric, "start": start, "end": end})
         return (await self._ask("GET", f"/v1/health/daily?{query}", _Days)).days
 
-    # --- streams ---
+    # --- the stream ---
 
-    def send(self, session_id: UUID, turn_id: UUID, text: str) -> AsyncGenerator[Item]:
+    async def send(self, session_id: UUID, turn_id: UUID, text: str) -> AsyncGenerator[Item]:
         """Send a message and yield the turn's events to its end, through lost connections.
 
         Sending again under the same id is how a lost stream is taken up: the server knows the message and
         goes on after Last-Event-ID. Raises RefusedError, UnreachableError, TokenError.
         """
-        return self._stream("PUT", f"/v1/sessions/{session_id}/turns/{turn_id}", None, {"content": text})
-
-    def follow(self, session_id: UUID, after: str) -> AsyncGenerator[Item]:
-        """Yield a session's events after a cursor up to the end of the turn that runs, likewise."""
-        return self._stream("GET", f"/v1/sessions/{session_id}/events", after)
-
-    async def _stream(
-        self, method: str, path: str, cursor: str | None, body: object = None
-    ) -> AsyncGenerator[Item]:
+        path, body = f"/v1/sessions/{session_id}/turns/{turn_id}", {"content": text}
+        cursor: str | None = None
         pauses, lost, renew = self._patience.pauses(), False, False
         while True:
             reason, wait = "the connection ended", 0.0
             try:
-                async with self._request(method, path, body, cursor=cursor, renew=renew) as response:
+                async with self._request("PUT", path, body, cursor=cursor, renew=renew) as response:
                     if renew := response.status == 401 and not renew:
                         continue
                     if response.status in _PASSING:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT: Final = 3001
 _READY_S: Final = 60.0
+_FRESH: Final = "make run ARGS=--fresh (myhealth dev --fresh) begins with an empty database"
 _RESTARTS: Final = 5
 _RESTART_WINDOW_S: Final = 60.0
 _PASSED_ON: Final = ("LOG_LEVEL", "AGENTS_DIR", "LEASE_SECONDS", "GROUP_COMMIT_MS")
@@ -196,7 +197,7 @@ class _Stack:
         if process.returncode != 0:
             raise ChildFailedError(
                 f"the migration failed:\n{out.decode('utf-8', 'replace').strip()}",
-                hint="`myhealth dev --fresh` begins with an empty database",
+                hint="" if self._options.env.get("DATABASE_URL") else _FRESH,
             )
 
     async def _start_backend(self, family: Family) -> Child:
@@ -208,14 +209,12 @@ class _Stack:
                 if child.process.returncode is not None:
                     raise child.failure()
                 if time.monotonic() > deadline:
-                    raise ChildFailedError(
-                        f"agent-backend was not ready within {_READY_S:.0f} s", hint=str(child.log)
-                    )
+                    raise ChildFailedError("agent-backend was never ready", hint=f"its log: {child.log}")
                 await asyncio.sleep(0.03)
         return child
 
     async def _keep_running(self, family: Family, backend: Child) -> None:
-        """Start the backend again when it ends, as Fly would. Raises ChildFailedError when it keeps ending."""
+        """Start the backend again when it ends, as Fly would. Raises ChildFailedError if it keeps ending."""
         ends: deque[float] = deque(maxlen=_RESTARTS)
         while True:
             await backend.process.wait()

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import msgspec
 
 
-class _Event(msgspec.Struct, kw_only=True, frozen=True, rename="camel", tag_field="type"):
+class _Event(msgspec.Struct, kw_only=True, rename="camel", tag_field="type"):
     """Base of all events."""
 
 

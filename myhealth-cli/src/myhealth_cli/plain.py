@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from myhealth_cli.client import Connection
     from myhealth_cli.transcript import Block, Transcript
 
@@ -18,20 +21,37 @@ class PlainView:
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
+        self._transcript: Transcript | None = None
         self._written: dict[str, str] = {}
         self._at_line_start = True
 
-    def show(self, transcript: Transcript) -> None:
+    @asynccontextmanager
+    async def running(self, transcript: Transcript) -> AsyncGenerator[None]:
+        """Write the transcript as it grows, and finish the line."""
+        self._transcript = transcript
+        try:
+            yield
+        finally:
+            self._line("")
+
+    def update(self) -> None:
         """Write what is new."""
-        present = {block.id for block in transcript.blocks}
-        if any(written for block_id, written in self._written.items() if block_id not in present):
+        assert self._transcript is not None, "inside running()"
+        present = {block.id for block in self._transcript.blocks}
+        if any(text for block_id, text in self._written.items() if block_id not in present):
             # The server has replaced what was never settled; the reader is told which text holds.
             self._line(_AGAIN)
-            self._written = {
-                block_id: text for block_id, text in self._written.items() if block_id in present
-            }
-        for block in transcript.blocks:
+            self._written = {name: text for name, text in self._written.items() if name in present}
+        for block in self._transcript.blocks:
             self._show(block)
+
+    def connection(self, change: Connection) -> None:
+        """Say that the connection was lost, or is back."""
+        self._line("(reconnecting...)" if change.state == "lost" else "(connected again)")
+
+    def stopping(self) -> None:
+        """Say that the turn was asked to end."""
+        self._line("(stopping...)")
 
     def _show(self, block: Block) -> None:
         if block.kind == "call":
@@ -50,15 +70,6 @@ class PlainView:
             self._line("")
         self._write(block.text[len(before) :])
         self._written[block.id] = block.text
-
-    def connection(self, change: Connection) -> None:
-        """Say that the connection was lost, or is back."""
-        self._line("(reconnecting...)" if change.state == "lost" else "(connected again)")
-
-    def end(self) -> None:
-        """Finish the line."""
-        self._line("")
-        self._written.clear()
 
     def _line(self, text: str) -> None:
         if not self._at_line_start:

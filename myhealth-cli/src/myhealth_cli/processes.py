@@ -141,7 +141,6 @@ class Family:
         `speaks` keeps its stdout for `first_line()`. `user` and `group` are ids to run under.
         """
         log = self.logs / f"{name}.log"
-        identity = {} if user is None else {"user": user, "group": group, "extra_groups": []}
         # A server that is started again writes on; a new run begins a new log.
         with log.open("ab" if name in self._names else "wb") as output:
             process = await asyncio.create_subprocess_exec(
@@ -151,7 +150,9 @@ class Family:
                 stdout=PIPE if speaks else output,
                 stderr=output,
                 start_new_session=True,
-                **identity,
+                user=user,
+                group=group,
+                extra_groups=None if user is None else [],
             )
         child = Child(name, process, stop, log)
         self._names.add(name)

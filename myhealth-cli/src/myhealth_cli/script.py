@@ -6,14 +6,13 @@ Every turn must end well, call a tool that returned data, and answer with some o
 from __future__ import annotations
 
 import re
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Final, TextIO
 
-from myhealth_cli.client import Connection
 from myhealth_cli.errors import MyHealthError
 from myhealth_cli.ids import uuid7
 from myhealth_cli.plain import PlainView
 from myhealth_cli.transcript import Transcript
+from myhealth_cli.turn import show
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     from myhealth_cli.client import Client
 
 QUESTIONS: Final = (
-    "Wie viele Schritte bin ich in den letzten 7 Tagen gegangen?",
-    "How did I sleep last week?",
+    "Wie viele Schritte bin ich letzte Woche gegangen?",
+    "How did I sleep in the last 7 nights?",
     "Welche Trainings habe ich in den letzten zwei Wochen gemacht?",
     "What is the trend of my resting heart rate over the last 8 weeks?",
 )
@@ -48,14 +47,7 @@ async def play(client: Client, out: TextIO) -> None:
 
 async def _ask(client: Client, session_id: UUID, question: str, out: TextIO) -> Transcript:
     transcript, view = Transcript(), PlainView(out)
-    async with aclosing(client.send(session_id, uuid7(), question)) as items:
-        async for item in items:
-            if isinstance(item, Connection):
-                view.connection(item)
-                continue
-            transcript.apply(item)
-            view.show(transcript)
-    view.end()
+    await show(client.send(session_id, uuid7(), question), transcript, view)
     return transcript
 
 
