@@ -60,7 +60,8 @@ class Owner:
         return turn_id, accepted
 
     async def claim(self, dead: list[UUID] | None = None, live: list[UUID] | None = None) -> list[Claim]:
-        return await leases.claim(self.database, self.incarnation, dead or [], live or [], 10)
+        seen = await leases.claimable(self.database, self.incarnation, dead or [], live or [], 10)
+        return await leases.claim(self.database, self.incarnation, dead or [], seen)
 
     def settlement(
         self, claim: Claim, first: int, last: int, *, final: bool = False, messages: int = 1

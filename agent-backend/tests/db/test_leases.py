@@ -335,7 +335,7 @@ async def test_the_same_turn_again_is_the_same(one: Owner, user: UUID, session: 
     assert other.status == "conflict"
 
 
-async def test_interrupt_asks_every_unfinished_turn_to_stop_once(
+async def test_interrupt_stops_every_unfinished_turn_once(
     one: Owner, user: UUID, session: UUID
 ) -> None:
     running, _ = await one.accept(user, session)

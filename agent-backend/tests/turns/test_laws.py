@@ -20,6 +20,7 @@ from agent_backend.errors import TooManyRequests
 from agent_backend.events import START, Cursor
 from agent_backend.telemetry import metrics
 from agent_backend.tools.base import ToolContext, ToolResult
+from agent_backend.turns.fanout import LiveSession
 from agent_backend.turns.machine import Machine
 from agent_backend.web.stream import CutOff
 
@@ -64,9 +65,11 @@ class Probe:
         assert arguments == {}
 
         async def effect(connection: Connection) -> None:
+            self._fail_commits -= 1
+            if self._fail_commits == 1:
+                raise ConnectionResetError
             await connection.execute("INSERT INTO effects VALUES ($1)", context.tool_use_id)
-            if self._fail_commits:
-                self._fail_commits -= 1
+            if self._fail_commits == 0:
                 raise ConnectionResetError
 
         return ToolResult(content="{}", effect=effect if self._effect else None)
@@ -185,6 +188,60 @@ async def test_one_refused_event_harms_one_session(fleet: Fleet, database_url: s
     events = await fleet.until_end(machine, bad)
     kinds = Counter(map(kind, events))
     assert (kinds["MESSAGES_SNAPSHOT"], kinds["RUN_FINISHED"]) == (1, 1)
+
+
+@asynccontextmanager
+async def held_up(url: str, session: UUID) -> AsyncGenerator[None]:
+    """Hold a session's row, and begin once a statement waits for it."""
+    async with superuser(url) as other, other.transaction():
+        await other.execute("SELECT FROM myhealth.sessions WHERE id = $1 FOR UPDATE", session)
+        await wait_until(lambda: _waits_for(other))
+        yield
+
+
+async def test_a_commit_whose_answer_is_lost_doubles_nothing(fleet: Fleet, database_url: str) -> None:
+    """The statement goes on in Postgres while its client reconnects and repeats it with the same bounds."""
+    machine = await fleet.machine(commit=0.005)
+    session = await fleet.session(machine)
+    reading = asyncio.ensure_future(fleet.until_end(machine, session))
+    await fleet.send(machine, session, "[[emulator: tokens=60 delay_ms=5]]")
+    await wait_until(lambda: _pending(machine, session, 3))
+    async with held_up(database_url, session):
+        cut = len(machine.hub.live[session].pending)
+        for holder in machine.database.pool._holders:
+            if holder._con is not None:
+                holder._con.terminate()
+        await wait_until(lambda: _pending(machine, session, cut + 5))
+    seen = await reading
+    assert kind(seen[-1]) == "RUN_FINISHED"
+    assert await fleet.events(machine, session) == seen
+
+
+@pytest.mark.parametrize("delay_ms", [5, 7, 10])
+async def test_a_settle_waits_for_the_group_commit_in_flight(
+    fleet: Fleet, database_url: str, delay_ms: int
+) -> None:
+    machine = await fleet.machine(commit=0.005)
+    session = await fleet.session(machine)
+    reading = asyncio.ensure_future(fleet.until_end(machine, session))
+    await fleet.send(machine, session, f"[[emulator: tokens=20 delay_ms={delay_ms}]]")
+    await wait_until(lambda: _pending(machine, session, 1))
+    async with held_up(database_url, session):
+        live = machine.hub.live[session]
+        await wait_until(lambda: _settling(machine, live))
+    seen = await reading
+    assert await fleet.events(machine, session) == seen
+    numbers = [placed.cursor.n for placed in seen if placed.cursor]
+    assert numbers == list(range(1, len(seen) + 1))
+
+
+async def _pending(machine: Machine, session: UUID, count: int) -> bool:
+    live = machine.hub.live.get(session)
+    return live is not None and len(live.pending) >= count
+
+
+async def _settling(machine: Machine, live: LiveSession) -> bool:
+    return live in machine._committer._settling
 
 
 async def test_what_readers_saw_is_what_the_log_holds_though_connections_die(
@@ -307,7 +364,8 @@ async def _expire(machine: Machine) -> None:
 
 
 async def _claim(machine: Machine, of: Machine) -> Any:
-    return await leases.claim(machine.database, machine.incarnation, [of.incarnation], [], 10)
+    seen = await leases.claimable(machine.database, machine.incarnation, [of.incarnation], [], 10)
+    return await leases.claim(machine.database, machine.incarnation, [of.incarnation], seen)
 
 
 @pytest.mark.parametrize("attempts", [5, 6])

@@ -1,0 +1,313 @@
+"""Break each durability law on purpose, one at a time, and see the test that guards it fail.
+
+Works on a copy of the checkout; the checkout itself is not touched. Prints a table and exits 1 when a broken
+law went unnoticed. Usage: python scripts/break_laws.py [WORD ...] (only laws whose name contains a word).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+BACKEND = "agent-backend/"
+SQL = BACKEND + "migrations/0002_sessions.pre.sql"
+TURNS = BACKEND + "src/agent_backend/turns/"
+LEASES = BACKEND + "tests/db/test_leases.py::"
+LAWS = BACKEND + "tests/turns/test_laws.py::"
+WATCH = BACKEND + "tests/turns/test_recovery.py::"
+
+
+class Break(NamedTuple):
+    """A law, how to break it (file, text, replacement), and the test that must notice."""
+
+    law: str
+    file: str
+    text: str
+    replacement: str
+    test: str
+
+
+BREAKS = [
+    Break(
+        "group commit holds its sessions",
+        SQL,
+        "ORDER BY s.id FOR KEY SHARE",
+        "ORDER BY s.id",
+        LEASES + "test_a_claim_waits_for_an_open_group_commit_of_the_old_epoch",
+    ),
+    Break(
+        "a claim waits for writes of the epoch it ends",
+        SQL,
+        "    SELECT * INTO session FROM sessions s WHERE s.id = p_session FOR UPDATE;\n    SELECT * INTO v_taken",
+        "    SELECT * INTO v_taken",
+        LEASES + "test_a_claim_waits_for_an_open_group_commit_of_the_old_epoch",
+    ),
+    Break(
+        "settles do not hold up group commits",
+        SQL,
+        "WHERE s.id = p_session FOR NO KEY UPDATE;\n    ELSE",
+        "WHERE s.id = p_session FOR UPDATE;\n    ELSE",
+        LEASES + "test_a_group_commit_does_not_wait_for_a_settle_of_its_session",
+    ),
+    Break(
+        "a dead epoch settles nothing",
+        SQL,
+        "IF NOT again AND (v_session.owner IS DISTINCT FROM p_me OR v_session.epoch IS DISTINCT FROM p_epoch) THEN",
+        "IF false THEN",
+        LEASES + "test_a_dead_epoch_settles_nothing",
+    ),
+    Break(
+        "a dead epoch appends nothing",
+        SQL,
+        "s.id = ANY (p_sessions) AND s.owner = p_me ORDER BY s.id FOR KEY SHARE\n"
+        "    ), kept AS MATERIALIZED (\n"
+        "        SELECT w.*, h.user_id\n"
+        "        FROM unnest(p_sessions, p_epochs, p_firsts, p_lasts, p_events)"
+        " AS w (id, epoch, first, last, events)\n"
+        "        JOIN held h ON h.id = w.id AND h.epoch = w.epoch",
+        "s.id = ANY (p_sessions) ORDER BY s.id FOR KEY SHARE\n"
+        "    ), kept AS MATERIALIZED (\n"
+        "        SELECT w.*, h.user_id\n"
+        "        FROM unnest(p_sessions, p_epochs, p_firsts, p_lasts, p_events)"
+        " AS w (id, epoch, first, last, events)\n"
+        "        JOIN held h ON h.id = w.id",
+        LEASES + "test_a_dead_epoch_appends_nothing",
+    ),
+    Break(
+        "expiry is checked again under the lock",
+        SQL,
+        "WHERE incarnation = p_owner AND alive_until < clock_timestamp()",
+        "WHERE incarnation = p_owner",
+        LEASES + "test_an_owner_that_beats_again_is_not_robbed_by_who_saw_it_dead",
+    ),
+    Break(
+        "only who watched may take over",
+        SQL,
+        "OR (p_owner = ANY (p_dead)\n            AND EXISTS",
+        "OR (true\n            AND EXISTS",
+        LEASES + "test_an_expired_owner_is_taken_over_only_by_who_watched_it",
+    ),
+    Break(
+        "an outage makes nobody steal",
+        TURNS + "recovery.py",
+        "and now - since >= self._lease",
+        "",
+        WATCH + "test_expired_at_first_sight_is_not_dead",
+    ),
+    Break(
+        "a beat starts the watch anew",
+        TURNS + "recovery.py",
+        "            if value != beat.alive_until:\n                since = now\n",
+        "",
+        WATCH + "test_a_beat_starts_the_watch_anew",
+    ),
+    Break(
+        "an older incarnation is gone at once",
+        SQL,
+        "        OR NOT EXISTS (SELECT FROM machines WHERE incarnation = p_owner)\n",
+        "",
+        LEASES + "test_an_older_incarnation_of_a_machine_is_taken_over_at_once",
+    ),
+    Break(
+        "accepting claims in the same call",
+        SQL,
+        "IF v_lock.claimed AND v_busy = 0 THEN",
+        "IF false THEN",
+        LEASES + "test_accepting_claims_and_begins_in_one_call",
+    ),
+    Break(
+        "a settle sent again changes nothing",
+        SQL,
+        "    again := EXISTS (SELECT FROM segments WHERE session_id = p_session AND epoch = p_epoch AND last = p_last);\n",
+        "    again := false;\n",
+        LEASES + "test_a_settle_sent_again_changes_nothing_and_answers_the_same",
+    ),
+    Break(
+        "a segment sent again is written once",
+        SQL,
+        "            ON CONFLICT DO NOTHING\n    )",
+        "    )",
+        LEASES + "test_a_segment_sent_again_is_written_once",
+    ),
+    Break(
+        "release looks at the queue again",
+        SQL,
+        "        IF next.turn_state IS DISTINCT FROM 'queued' THEN",
+        "        IF true THEN",
+        LEASES + "test_no_wake_up_is_lost_between_last_settle_and_release",
+    ),
+    Break(
+        "takeover leaves a marker",
+        SQL,
+        "    IF v_running IS NOT NULL THEN",
+        "    IF false THEN",
+        LEASES + "test_takeover_marks_what_is_settled",
+    ),
+    Break(
+        "one turn of a session runs at a time",
+        SQL,
+        "CREATE UNIQUE INDEX turns_one_active",
+        "CREATE INDEX turns_one_active",
+        LEASES + "test_two_turns_of_a_session_never_run_at_once",
+    ),
+    Break(
+        "no illegal transition of a turn",
+        SQL,
+        "IF NOT myhealth.turn_may_go(OLD.state, NEW.state) THEN",
+        "IF false THEN",
+        LEASES + "test_a_turn_cannot_skip_states",
+    ),
+    Break(
+        "a re-sent interrupt interrupts nothing",
+        SQL,
+        "    IF FOUND THEN\n        status := CASE WHEN v_turn.body_hash",
+        "    IF FOUND THEN\n        UPDATE turns t SET cancel_requested = (p_on_busy = 'interrupt')"
+        " WHERE t.session_id = p_session;\n        status := CASE WHEN v_turn.body_hash",
+        LEASES + "test_interrupt_stops_every_unfinished_turn_once",
+    ),
+    Break(
+        "another user's session is not there",
+        SQL,
+        "FROM sessions s WHERE s.id = p_session AND s.user_id = p_user FOR NO KEY UPDATE;",
+        "FROM sessions s WHERE s.id = p_session FOR NO KEY UPDATE;",
+        LEASES + "test_another_users_session_is_not_there",
+    ),
+    Break(
+        "rows are hidden without claims",
+        SQL,
+        "ALTER TABLE myhealth.messages ENABLE ROW LEVEL SECURITY;",
+        "",
+        LEASES + "test_row_level_security_hides_all_rows_without_claims",
+    ),
+    Break(
+        "ENDs are told after the settle",
+        TURNS + "settling.py",
+        "            settled = await self._send(live, step, effect)\n",
+        "            live.publish_settled(numbered)\n            settled = await self._send(live, step, effect)\n",
+        LAWS + "test_nothing_that_settles_is_told_before_it_is_settled",
+    ),
+    Break(
+        "no tool starts before its message is settled",
+        TURNS + "turn.py",
+        "            return await self._settle(closing, messages, usage=usage)\n",
+        "            early = [history.ToolCall(b['id'], b['name'], b['input']) for b in done.content"
+        " if b['type'] == 'tool_use']\n"
+        "            await self._toolbox.run_all(early, self._live, self._turn_id, self._agent, 'UTC', 'en')\n"
+        "            return await self._settle(closing, messages, usage=usage)\n",
+        LAWS + "test_no_tool_starts_before_the_message_that_asked_is_settled",
+    ),
+    Break(
+        "effect and result commit together",
+        TURNS + "settling.py",
+        "async with self._database.pool.acquire() as connection, connection.transaction():",
+        "async with self._database.pool.acquire() as connection:",
+        LAWS + "test_a_tools_effect_and_its_result_are_one_even_when_the_commit_fails",
+    ),
+    Break(
+        "an effect is not done again",
+        TURNS + "settling.py",
+        "            if not settled.again:\n",
+        "            if True:\n",
+        LAWS + "test_an_effect_whose_outcome_was_unknown_is_not_done_again",
+    ),
+    Break(
+        "a refused batch is bisected",
+        TURNS + "committer.py",
+        "        if len(batches) > 1:\n            middle",
+        "        if False:\n            middle",
+        LAWS + "test_one_refused_event_harms_one_session",
+    ),
+    Break(
+        "a segment's bounds freeze",
+        TURNS + "committer.py",
+        "                batches = [batch for batch in batches if not batch.session.fenced]\n",
+        "                batches = [Batch(batch.session, [*batch.session.pending]) for batch in batches]\n",
+        LAWS + "test_a_commit_whose_answer_is_lost_doubles_nothing",
+    ),
+    Break(
+        "a settle waits for the batch in flight",
+        TURNS + "committer.py",
+        "        while session in self._in_flight and not session.fenced:\n            await self._idle.wait()\n",
+        "",
+        LAWS + "test_a_settle_waits_for_the_group_commit_in_flight",
+    ),
+    Break(
+        "database calls do not grow with tokens",
+        TURNS + "committer.py",
+        "            await asyncio.sleep(self._interval)\n",
+        "            await asyncio.sleep(0)\n",
+        LAWS + "test_database_calls_do_not_grow_with_tokens",
+    ),
+    Break(
+        "settling never notifies",
+        SQL,
+        "    status := 'settled';\n",
+        "    status := 'settled';\n    PERFORM pg_notify('myhealth', '');\n",
+        LAWS + "test_settling_never_notifies",
+    ),
+    Break(
+        "who lost its lease cuts its readers",
+        TURNS + "fanout.py",
+        "        self.pending = []\n        self.cut_subscribers()\n",
+        "        self.pending = []\n",
+        LAWS + "test_a_late_machine_that_lost_its_lease_publishes_nothing_more",
+    ),
+    Break(
+        "a turn that brings its owners down is given up",
+        TURNS + "runner.py",
+        "        if claim.attempts > MAX_ATTEMPTS:\n",
+        "        if False:\n",
+        LAWS + "test_a_turn_that_keeps_bringing_its_owner_down_is_given_up",
+    ),
+]
+
+
+def main(words: list[str]) -> int:
+    """Break what was asked for, or everything; return 1 if something went unnoticed."""
+    chosen = [each for each in BREAKS if not words or any(word in each.law for word in words)]
+    unnoticed = 0
+    with tempfile.TemporaryDirectory(prefix="myhealth-laws-") as name:
+        copy = Path(name) / "checkout"
+        ignore = shutil.ignore_patterns(".git", ".venv", "node_modules", "__pycache__", ".local", "out")
+        shutil.copytree(ROOT, copy, ignore=ignore)
+        for each in chosen:
+            noticed = _noticed(copy, each)
+            unnoticed += not noticed
+            print(f"{'noticed  ' if noticed else 'UNNOTICED'}  {each.law}", flush=True)
+    print(f"{len(chosen) - unnoticed} of {len(chosen)} broken laws were noticed")
+    return 1 if unnoticed else 0
+
+
+def _noticed(copy: Path, each: Break) -> bool:
+    path = copy / each.file
+    original = path.read_text(encoding="utf-8")
+    if original.count(each.text) != 1:
+        raise SystemExit(
+            f"{each.law}: the text to break stands {original.count(each.text)} times in {each.file}"
+        )
+    path.write_text(original.replace(each.text, each.replacement), encoding="utf-8")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", each.test],
+            cwd=copy,
+            env={**os.environ, "PYTHONPATH": str(copy / "agent-backend" / "src")},
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+    finally:
+        path.write_text(original, encoding="utf-8")
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"{each.law}: {each.test} could not be run:\n{done.stdout[-2000:]}")
+    return done.returncode == 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
