@@ -40,7 +40,7 @@ CREATE FUNCTION myhealth.act_as(p_user uuid) RETURNS void
     LANGUAGE sql
     AS $$ SELECT set_config('request.jwt.claims', '{"sub":"' || p_user || '"}', true) $$;
 
--- New functions are executable by everybody unless told otherwise.
-ALTER DEFAULT PRIVILEGES IN SCHEMA myhealth REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
+-- New functions are executable by everybody, and a schema's default privileges cannot change that: each
+-- migration that makes functions revokes this by name.
 REVOKE EXECUTE ON FUNCTION myhealth.current_user_id(), myhealth.act_as(uuid) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION myhealth.current_user_id(), myhealth.act_as(uuid) TO agent_backend;

@@ -43,6 +43,7 @@ class Fleet:
         commit: float = 0.02,
         tools: Mapping[str, Tool] | None = None,
         max_steps: int = 10,
+        usd_micros_per_turn: int = 1_000_000,
         lock_timeout_ms: int = 10_000,
     ) -> Machine:
         database = Database(self._database_url, min_size=1, max_size=8, lock_timeout_ms=lock_timeout_ms)
@@ -56,7 +57,7 @@ class Fleet:
             max_tokens=4000,
             thinking="off",
             tools=tuple(tools or {}),
-            budget=Budget(max_steps=max_steps, usd_micros_per_turn=1_000_000),
+            budget=Budget(max_steps=max_steps, usd_micros_per_turn=usd_micros_per_turn),
             on_busy="enqueue",
             system="You are a test.",
             content_hash="0",

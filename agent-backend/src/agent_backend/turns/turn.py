@@ -92,14 +92,24 @@ class TurnRun:
         if self._claim.cancel_requested:
             self._live.request_cancel(self._turn_id)
         await self._load()
-        for _ in range(self._agent.max_steps):
+        while True:
             calls = history.open_calls(self._stored)
+            over = None if calls else self._over_budget()
+            if over is not None:
+                return (await self._fail(*over)).next
             settled = await (self._tool_step(calls) if calls else self._model_step())
             if isinstance(settled, _Ended):
                 return settled.next
             if settled.cancel:
                 self._live.request_cancel(self._turn_id)
-        return (await self._fail("step_limit", "The turn took more steps than this agent may take.")).next
+
+    def _over_budget(self) -> tuple[str, str] | None:
+        """Return code and explanation if the agent's bounds of a turn allow no further model call."""
+        if self._usage.model_calls >= self._agent.max_steps:
+            return "step_limit", "The turn took more steps than this agent may take."
+        if self._usage.cost_usd_micros >= self._agent.usd_micros_per_turn:
+            return "budget_exceeded", "This turn has used up its budget."
+        return None
 
     async def _load(self) -> None:
         """Bring the history into memory; the first turn of a session needs no query for it."""

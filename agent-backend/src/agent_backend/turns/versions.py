@@ -30,6 +30,7 @@ class FrozenAgent(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
     thinking: Literal["off", "on"]
     max_steps: int
+    usd_micros_per_turn: int
     on_busy: OnBusy
     system: str
     tools: list[ToolSchema]
@@ -47,6 +48,7 @@ def freeze(agent: Agent, tools: Mapping[str, Tool]) -> FrozenAgent:
         max_tokens=agent.max_tokens,
         thinking=agent.thinking,
         max_steps=agent.budget.max_steps,
+        usd_micros_per_turn=agent.budget.usd_micros_per_turn,
         on_busy=agent.on_busy,
         system=agent.system,
         tools=[

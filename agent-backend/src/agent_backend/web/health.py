@@ -62,7 +62,7 @@ async def livez(_call: Call[None, None]) -> Response:
     "GET",
     "/readyz",
     summary="May this machine get traffic",
-    description="503 names what is missing: `draining`, `database`, `schema` or `deployment`.",
+    description="503 names what is missing: `superseded`, `draining`, `database`, `schema` or `deployment`.",
     tag="health",
     auth=False,
     replies={200: Ready},
@@ -70,6 +70,8 @@ async def livez(_call: Call[None, None]) -> Response:
 )
 async def readyz(call: Call[None, None]) -> Response:
     """Answer whether the database is there, is ours, has our schema, and we are not on our way out."""
+    if call.services.machine.superseded:
+        raise _not_ready("superseded", "another process runs under this machine's id")
     if call.services.draining:
         raise _not_ready("draining", "this machine is about to stop")
     await _check_database(call.services)
