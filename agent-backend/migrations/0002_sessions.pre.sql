@@ -264,24 +264,33 @@ BEGIN
 END
 $$;
 
--- The sweep: takes sessions with work to do whose owner is gone. p_live: sessions p_me runs already.
-CREATE FUNCTION myhealth.claim_sessions(p_me uuid, p_dead uuid[], p_live uuid[], p_limit integer)
+-- Sessions with work to do whose owner is gone, and their epochs. p_live: sessions p_me runs already.
+CREATE FUNCTION myhealth.claimable_sessions(p_me uuid, p_dead uuid[], p_live uuid[], p_limit integer)
+    RETURNS TABLE (session_id uuid, epoch bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = myhealth, pg_temp
+    AS $$
+    SELECT DISTINCT s.id, s.epoch FROM turns t JOIN sessions s ON s.id = t.session_id
+    WHERE t.state IN ('queued', 'running')
+      AND NOT s.id = ANY (p_live)
+      AND may_claim(s.owner, p_me, false, p_dead)
+    LIMIT p_limit
+    $$;
+
+-- The sweep: takes those of them that are still in the epoch they were seen in. Without the epoch it would
+-- take what a request has accepted meanwhile from its own machine, in mid-turn.
+CREATE FUNCTION myhealth.claim_sessions(p_me uuid, p_dead uuid[], p_sessions uuid[], p_epochs bigint[])
     RETURNS SETOF myhealth.claim
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = myhealth, pg_temp
     AS $$
 DECLARE
-    v_id uuid;
+    v_seen record;
     v_session sessions;
     v_taken record;
 BEGIN
-    FOR v_id IN
-        SELECT DISTINCT t.session_id FROM turns t JOIN sessions s ON s.id = t.session_id
-        WHERE t.state IN ('queued', 'running')
-          AND NOT t.session_id = ANY (p_live)
-          AND may_claim(s.owner, p_me, false, p_dead)
-        LIMIT p_limit
+    FOR v_seen IN SELECT * FROM unnest(p_sessions, p_epochs) AS seen (id, epoch)
     LOOP
-        SELECT * INTO v_session FROM sessions s WHERE s.id = v_id FOR UPDATE SKIP LOCKED;
+        SELECT * INTO v_session FROM sessions s
+            WHERE s.id = v_seen.id AND s.epoch = v_seen.epoch FOR UPDATE SKIP LOCKED;
         CONTINUE WHEN NOT FOUND OR NOT may_claim(v_session.owner, p_me, false, p_dead);
         SELECT * INTO v_taken FROM take(v_session, p_me);
         RETURN NEXT claim_of(v_taken.p_session, v_taken.next_n);
@@ -749,7 +758,8 @@ $$;
 -- Tables and functions of this file are reached through these functions alone.
 REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA myhealth FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
-    myhealth.register_machine, myhealth.beat, myhealth.remove_machine, myhealth.claim_sessions,
+    myhealth.register_machine, myhealth.beat, myhealth.remove_machine,
+    myhealth.claimable_sessions, myhealth.claim_sessions,
     myhealth.taken_sessions, myhealth.anything_claimable, myhealth.release_session, myhealth.put_agent_version, myhealth.put_session,
     myhealth.accept_turn, myhealth.start_turn, myhealth.cancel_turn, myhealth.requested_cancels, myhealth.settle,
     myhealth.append_segments, myhealth.read_log, myhealth.read_messages, myhealth.read_turn,

@@ -335,9 +335,7 @@ async def test_the_same_turn_again_is_the_same(one: Owner, user: UUID, session: 
     assert other.status == "conflict"
 
 
-async def test_interrupt_stops_every_unfinished_turn_once(
-    one: Owner, user: UUID, session: UUID
-) -> None:
+async def test_interrupt_stops_every_unfinished_turn_once(one: Owner, user: UUID, session: UUID) -> None:
     running, _ = await one.accept(user, session)
     newer, _ = await one.accept(user, session, on_busy="interrupt", live=True)
     assert await store.requested_cancels(one.database, [session]) == [(session, running)]
@@ -396,3 +394,18 @@ async def test_compaction_drops_events_keeps_messages_and_raises_the_floor(
     read = await store.read_messages(database, user, session)
     assert read is not None
     assert len(read.messages) == 2
+
+
+async def test_what_was_accepted_after_the_sweep_looked_is_not_taken(
+    one: Owner, user: UUID, session: UUID
+) -> None:
+    """A sweep that takes its own machine's new turn would cut it in the middle."""
+    _, first = await one.accept(user, session)
+    assert first.claim is not None
+    seen = await leases.claimable(one.database, one.incarnation, [], [], 10)
+    assert seen == [(session, first.claim.epoch)]
+    await store.settle(one.database, one.settlement(first.claim, 2, 2, final=True))
+    _, second = await one.accept(user, session)
+    assert second.claim is not None
+    assert await leases.claim(one.database, one.incarnation, [], seen) == []
+    await store.settle(one.database, one.settlement(second.claim, 2, 2))

@@ -13,10 +13,11 @@ from agent_backend.db.pool import Connection, Database
 _REGISTER = "SELECT register_machine($1, $2, $3)"
 _BEAT = "SELECT * FROM beat($1, $2, $3)"
 _REMOVE = "SELECT remove_machine($1, $2)"
+_CLAIMABLE = "SELECT * FROM claimable_sessions($1, $2, $3, $4)"
 _CLAIM = "SELECT * FROM claim_sessions($1, $2, $3, $4)"
 _TAKEN = "SELECT taken_sessions($1, $2, $3)"
 _RELEASE = "SELECT (r).* FROM release_session($1, $2, $3, $4, $5) r"
-_CLAIMABLE = "SELECT anything_claimable($1, $2)"
+_ANYTHING = "SELECT anything_claimable($1, $2)"
 
 
 class Claim(NamedTuple):
@@ -70,11 +71,20 @@ async def remove(database: Database, incarnation: UUID, *, only_if_expired: bool
     await database.fetchval(_REMOVE, incarnation, only_if_expired)
 
 
-async def claim(
+async def claimable(
     database: Database, incarnation: UUID, dead: list[UUID], live: list[UUID], limit: int
+) -> list[tuple[UUID, int]]:
+    """Return sessions, with their epochs, that have work and no living owner and are not `live` here."""
+    rows = await database.fetch(_CLAIMABLE, incarnation, dead, live, limit)
+    return [(row[0], row[1]) for row in rows]
+
+
+async def claim(
+    database: Database, incarnation: UUID, dead: list[UUID], seen: list[tuple[UUID, int]]
 ) -> list[Claim]:
-    """Take sessions that have work and no living owner."""
-    rows = await database.fetch(_CLAIM, incarnation, dead, live, limit)
+    """Take sessions `claimable` has named, unless they have a new epoch since."""
+    sessions, epochs = [each[0] for each in seen], [each[1] for each in seen]
+    rows = await database.fetch(_CLAIM, incarnation, dead, sessions, epochs)
     return [Claim(*row) for row in rows]
 
 
@@ -86,7 +96,7 @@ async def taken(database: Database, incarnation: UUID, held: list[tuple[UUID, in
 
 async def anything_claimable(database: Database, incarnation: UUID, dead: list[UUID]) -> bool:
     """Say whether work waits that this machine could take."""
-    return await database.fetchval(_CLAIMABLE, incarnation, dead)
+    return await database.fetchval(_ANYTHING, incarnation, dead)
 
 
 async def release(

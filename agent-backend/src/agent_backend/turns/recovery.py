@@ -191,17 +191,27 @@ class Recovery:
 
     async def sweep(self) -> None:
         """Take sessions whose work nobody does, let go of those taken from here, pass on cancel requests."""
-        claims = await leases.claim(
-            self._database, self._incarnation, self.dead, self._hub.busy, _CLAIM_LIMIT
-        )
-        for claim in claims:
+        for claim in await self._claims():
             _log.info("session_taken", session_id=claim.session_id, epoch=claim.epoch, state=claim.turn_state)
             self._runner.begin(claim)
-        if len(claims) == _CLAIM_LIMIT:
-            self._sweep_now.set()
         if self._hub.live:
             await self._runner.let_go()
             await self._runner.cancel_requested(list(self._hub.live))
+
+    async def _claims(self) -> list[leases.Claim]:
+        """Take sessions that have work and no living owner.
+
+        What this machine runs is asked for again after the database was: requests accept turns meanwhile.
+        """
+        hub = self._hub
+        found = await leases.claimable(self._database, self._incarnation, self.dead, hub.busy, _CLAIM_LIMIT)
+        if len(found) == _CLAIM_LIMIT:
+            self._sweep_now.set()
+        busy = set(hub.busy)
+        free = [(session_id, epoch) for session_id, epoch in found if session_id not in busy]
+        if not free:
+            return []
+        return await leases.claim(self._database, self._incarnation, self.dead, free)
 
 
 def _set(event: asyncio.Event, _connection: object) -> None:
