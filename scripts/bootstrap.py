@@ -3,11 +3,14 @@
 Runs under any Python 3, to be able to say that it is too old. Standard library only.
 """
 
+from __future__ import annotations
+
 import os
 import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 UV = "0.13.9"
@@ -20,7 +23,7 @@ OTHERS = ("python3.14", "python3.13", "python3.12", "python3.11")
 
 def main() -> int:
     """Bring .venv up to date; return an exit code."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - what we find out here
         return use_newer_python()
     began = time.monotonic()
     if not have_uv():
@@ -28,10 +31,8 @@ def main() -> int:
         if not install_uv():
             return 1
     say("installing what uv.lock names into .venv (some 100 MB at the first time)")
-    done = subprocess.run(
-        [str(TOOLS / "bin" / "uv"), "sync", "--locked", "--python", sys.executable], cwd=ROOT, env=uv_env()
-    )
-    if done.returncode != 0:
+    sync = [str(TOOLS / "bin" / "uv"), "sync", "--locked", "--python", sys.executable]
+    if subprocess.run(sync, cwd=ROOT, env=uv_env(), check=False).returncode != 0:
         return failed("uv could not install the packages (its reason is above)", "Is PyPI reachable?")
     compile_sources()
     STAMP.touch()
@@ -67,21 +68,18 @@ def have_uv() -> bool:
 
 def install_uv() -> bool:
     """Make a venv of its own for uv; say why if that fails."""
-    try:
-        import ensurepip  # noqa: F401, PLC0415 - its absence is what we look for
-    except ImportError:
+    if find_spec("ensurepip") is None:
         failed(
             f"{sys.executable} cannot make virtual environments (ensurepip is missing)",
             "Debian and Ubuntu: apt install python3-venv",
         )
         return False
     shutil.rmtree(TOOLS, ignore_errors=True)
-    made = subprocess.run([sys.executable, "-m", "venv", str(TOOLS)])
-    if made.returncode != 0:
+    if subprocess.run([sys.executable, "-m", "venv", str(TOOLS)], check=False).returncode != 0:
         failed("python3 -m venv failed (its reason is above)", "Debian and Ubuntu: apt install python3-venv")
         return False
     pip = [str(TOOLS / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    if subprocess.run([*pip, f"uv=={UV}"]).returncode != 0:
+    if subprocess.run([*pip, f"uv=={UV}"], check=False).returncode != 0:
         failed("pip could not install uv (its reason is above)", "Is PyPI reachable? Does pip need a proxy?")
         return False
     return True
