@@ -53,7 +53,11 @@ async def _execute(url: str, statement: str) -> None:
 
 @pytest.fixture(scope="session")
 def _lasting_pair(site: Site) -> Generator[Pair]:
-    with site.server("lasting-a") as a, site.server("lasting-b") as b:
+    # Nobody dies here: on a busy machine a short lease would make one take from the other.
+    with (
+        site.server("lasting-a", LEASE_SECONDS="20") as a,
+        site.server("lasting-b", LEASE_SECONDS="20") as b,
+    ):
         yield Pair(a, b)
 
 

@@ -101,3 +101,9 @@ async def verified(streams: list[list[Received]]) -> list[list[dict[str, Any]]]:
         results = (await running.report())["results"]
     assert [result["error"] for result in results] == [None] * len(streams)
     return [result["messages"] for result in results]
+
+
+async def verified_if_there(streams: list[list[Received]]) -> None:
+    """Let the npm client judge streams where it can run; elsewhere our own verifier has done so."""
+    if _missing() is None:
+        await verified(streams)
