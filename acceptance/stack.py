@@ -100,6 +100,7 @@ class Site:
             "AGENTS_DIR": str(AGENTS),
             "LEASE_SECONDS": "1",
             "GROUP_COMMIT_MS": "30",
+            "DRAIN_SECONDS": "0.2",
             **more,
         }
 

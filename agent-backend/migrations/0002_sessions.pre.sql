@@ -307,15 +307,6 @@ CREATE FUNCTION myhealth.taken_sessions(p_me uuid, p_sessions uuid[], p_epochs b
     WHERE s.epoch > held.epoch AND s.owner IS DISTINCT FROM p_me
     $$;
 
--- Is there anything this machine should take before it sleeps?
-CREATE FUNCTION myhealth.anything_claimable(p_me uuid, p_dead uuid[]) RETURNS boolean
-    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = myhealth, pg_temp
-    AS $$
-    SELECT EXISTS (
-        SELECT FROM turns t JOIN sessions s ON s.id = t.session_id
-        WHERE t.state IN ('queued', 'running') AND may_claim(s.owner, p_me, false, p_dead))
-    $$;
-
 -- Gives the session back. With p_force also in mid-turn (drain); otherwise, when work is queued, the
 -- session is kept and the next turn returned, so that no wake-up is lost. NULL: given back, or not ours.
 CREATE FUNCTION myhealth.release_session(p_session uuid, p_me uuid, p_epoch bigint, p_next_n integer, p_force boolean)
@@ -760,7 +751,7 @@ REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA myhealth FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
     myhealth.register_machine, myhealth.beat, myhealth.remove_machine,
     myhealth.claimable_sessions, myhealth.claim_sessions,
-    myhealth.taken_sessions, myhealth.anything_claimable, myhealth.release_session, myhealth.put_agent_version, myhealth.put_session,
+    myhealth.taken_sessions, myhealth.release_session, myhealth.put_agent_version, myhealth.put_session,
     myhealth.accept_turn, myhealth.start_turn, myhealth.cancel_turn, myhealth.requested_cancels, myhealth.settle,
     myhealth.append_segments, myhealth.read_log, myhealth.read_messages, myhealth.read_turn,
     myhealth.read_sessions, myhealth.compact_logs

@@ -42,6 +42,7 @@ SOCKETS: tuple[SocketOperation, ...] = websocket.SOCKETS
 _CONNECT_SECONDS = 10
 """A database that starts at the same time as we do is waited for this long."""
 _RETRY_SECONDS = 0.1
+_GOODBYE_SECONDS = 1.0
 _AWAY = (OSError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError)
 _REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
 
@@ -104,6 +105,7 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Services:
         machine_id=settings.machine_id,
         lease_seconds=settings.lease_seconds,
         group_commit_seconds=settings.group_commit_ms / 1000,
+        event_retention_days=settings.event_retention_days,
         agents=loaded,
         tools=TOOLS,
         engines=engines,
@@ -135,10 +137,19 @@ async def warm(services: Services) -> None:
 
 
 async def drain(services: Services) -> None:
-    """Take leave, before connections are closed: readiness goes off, streams and turns come to an end."""
+    """Take leave, before connections are closed: readiness goes off, turns get their time, streams end."""
     services.draining = True
     log.info("draining")
+    await services.machine.finish_turns(services.settings.drain_seconds)
     services.machine.hub.close_streams()
+    await _streams_ended()
+
+
+async def _streams_ended() -> None:
+    """Let streams say goodbye in their own way before the server cuts connections."""
+    deadline = asyncio.get_running_loop().time() + _GOODBYE_SECONDS
+    while metrics.streams_open and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - at the very end
+        await asyncio.sleep(0.01)
 
 
 async def _connect(database: Database) -> None:

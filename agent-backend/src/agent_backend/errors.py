@@ -103,7 +103,10 @@ class TooManyRequests(RequestError):
 
 
 class Unavailable(RequestError):
-    """The server cannot serve this now (database away, draining); the request was not taken."""
+    """The server cannot serve this now (database away, draining).
+
+    Whether a write was taken may be unknown: sending it again under its id is harmless and tells.
+    """
 
     status = 503
     code = "unavailable"

@@ -291,4 +291,5 @@ def ends_run(event: bytes) -> bool:
 
 def starts_run(event: bytes, run_id: str) -> bool:
     """Say whether the event is this run's RUN_STARTED."""
-    return event.startswith(b'{"type":"RUN_STARTED"') and run_id.encode() in event
+    # Within the fields before `input`: a user's text may quote any id.
+    return event.startswith(b'{"type":"RUN_STARTED"') and b'"runId":"%b"' % run_id.encode() in event[:160]

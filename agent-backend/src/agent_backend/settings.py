@@ -90,6 +90,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pool_max: int
     drain_seconds: float
     """What running turns get after SIGTERM; less than fly.toml's kill_timeout."""
+    event_retention_days: float
+    """When events of finished turns shrink to their messages; 0 keeps them."""
     max_body_bytes: int
     log_level: LogLevel
 
@@ -117,6 +119,7 @@ VARIABLES: dict[str, str] = {
     "POOL_MIN": "connections kept open, 1 to 100 (default 2)",
     "POOL_MAX": "connections at most, 1 to 100 (default 10)",
     "DRAIN_SECONDS": "0 to 290 (default 25)",
+    "EVENT_RETENTION_DAYS": "0 to 3650, 0 keeps all (default 30)",
     "MAX_BODY_BYTES": "1024 to 33554432 (default 1048576)",
     "LOG_LEVEL": "debug | info | warning | error (default info)",
 }
@@ -249,6 +252,7 @@ def _read(reader: _Reader) -> Settings:
         pool_min=reader.number("POOL_MIN", 2, 1, 100),
         pool_max=reader.number("POOL_MAX", 10, 1, 100),
         drain_seconds=reader.seconds("DRAIN_SECONDS", 25, 0, 290),
+        event_retention_days=reader.seconds("EVENT_RETENTION_DAYS", 30, 0, 3650),
         max_body_bytes=reader.number("MAX_BODY_BYTES", 1024 * 1024, 1024, 32 * 1024 * 1024),
         log_level=reader.one_of("LOG_LEVEL", "info", _LOG_LEVELS),
     )

@@ -17,7 +17,6 @@ _CLAIMABLE = "SELECT * FROM claimable_sessions($1, $2, $3, $4)"
 _CLAIM = "SELECT * FROM claim_sessions($1, $2, $3, $4)"
 _TAKEN = "SELECT taken_sessions($1, $2, $3)"
 _RELEASE = "SELECT (r).* FROM release_session($1, $2, $3, $4, $5) r"
-_ANYTHING = "SELECT anything_claimable($1, $2)"
 
 
 class Claim(NamedTuple):
@@ -92,11 +91,6 @@ async def taken(database: Database, incarnation: UUID, held: list[tuple[UUID, in
     """Return which of the sessions held in an epoch somebody else has taken since."""
     sessions, epochs = [session for session, _ in held], [epoch for _, epoch in held]
     return {row[0] for row in await database.fetch(_TAKEN, incarnation, sessions, epochs)}
-
-
-async def anything_claimable(database: Database, incarnation: UUID, dead: list[UUID]) -> bool:
-    """Say whether work waits that this machine could take."""
-    return await database.fetchval(_ANYTHING, incarnation, dead)
 
 
 async def release(

@@ -194,7 +194,7 @@ class Hub:
     def __init__(self) -> None:
         self.live: dict[UUID, LiveSession] = {}
         self.claiming: dict[UUID, int] = {}
-        self.closing = False
+        self.leaving = asyncio.Event()
         """This process is about to end: streams end too, and their readers come back elsewhere."""
         self._remote: dict[UUID, set[asyncio.Event]] = {}
 
@@ -241,7 +241,7 @@ class Hub:
 
     def close_streams(self) -> None:
         """End every stream of this process at once."""
-        self.closing = True
+        self.leaving.set()
         for session in self.live.values():
             session.cut_subscribers()
         self.wake_all_remote()

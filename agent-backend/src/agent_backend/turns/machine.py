@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from uuid import UUID, uuid4
 
 import asyncpg
 
 from agent_backend.agents import Agent
 from agent_backend.db import leases
+from agent_backend.db.events import compact
 from agent_backend.db.pool import Database
 from agent_backend.engines.base import Engine
 from agent_backend.telemetry import Log
@@ -28,6 +29,12 @@ from agent_backend.turns.versions import AgentVersions
 _log = Log("machine")
 
 
+_FIRST_COMPACTION_SECONDS = 60.0
+_COMPACTION_SECONDS = 3600.0
+_COMPACTION_BATCH = 200
+_AGAIN_SECONDS = 1.0
+
+
 class Machine:
     """Owns sessions, runs their turns and lets readers follow. `incarnation` is new with every boot."""
 
@@ -38,6 +45,7 @@ class Machine:
         machine_id: str,
         lease_seconds: float,
         group_commit_seconds: float,
+        event_retention_days: float = 0,
         agents: Mapping[str, Agent],
         tools: Mapping[str, Tool],
         engines: Mapping[str, Engine],
@@ -46,6 +54,7 @@ class Machine:
         self.incarnation: UUID = uuid4()
         self.hub = Hub()
         self._engines = engines
+        self._retention_days = event_retention_days
         self._notifier = Notifier(database, self.incarnation)
         self._committer = Committer(
             database,
@@ -103,11 +112,34 @@ class Machine:
     async def start(self) -> None:
         """Register this machine, then run its background work."""
         await asyncio.gather(self._recovery.register(), self._versions.register())
-        self._tasks = [
-            asyncio.create_task(self._recovery.run(), name="recovery"),
-            asyncio.create_task(self._committer.run(), name="group commit"),
-            asyncio.create_task(self._notifier.run(), name="notifier"),
-        ]
+        work = {
+            "recovery": self._recovery.run,
+            "group commit": self._committer.run,
+            "notifier": self._notifier.run,
+            "compaction": self._compact_forever,
+        }
+        self._tasks = [asyncio.create_task(_keep(name, run), name=name) for name, run in work.items()]
+
+    async def _compact_forever(self) -> None:
+        """Let the logs of finished turns shrink; soon after the boot, since machines do not stay up."""
+        if not self._retention_days:
+            return
+        pause = _FIRST_COMPACTION_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            pause = _COMPACTION_SECONDS
+            shrunk = _COMPACTION_BATCH
+            while shrunk == _COMPACTION_BATCH:
+                shrunk = await compact(self.database, self._retention_days, _COMPACTION_BATCH)
+
+    async def finish_turns(self, seconds: float) -> None:
+        """Give running turns so long to end; what still runs then is given back in mid-turn by `stop`."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while tasks := [live.task for live in self.hub.live.values() if live.task is not None]:
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0:
+                return
+            await asyncio.wait(tasks, timeout=left)
 
     async def warm(self) -> None:
         """Prepare the engines: what the first turn would otherwise wait for."""
@@ -126,3 +158,15 @@ class Machine:
             _log.warning("goodbye_failed", error=error)
         for engine in self._engines.values():
             await engine.aclose()
+
+
+async def _keep(name: str, run: Callable[[], Awaitable[None]]) -> None:
+    """Run background work for ever: a fault in it must not end this machine's pulse in silence."""
+    while True:
+        try:
+            await run()
+        except Exception as error:  # noqa: BLE001 - the boundary of these tasks
+            _log.error("background_work_broke", error=error, work=name)
+            await asyncio.sleep(_AGAIN_SECONDS)
+        else:
+            return

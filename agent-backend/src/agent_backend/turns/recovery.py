@@ -87,7 +87,6 @@ class Recovery:
         self._runner = runner
         self._notifier = notifier
         self._watch = Watch(lease)
-        self._last_beat = time.monotonic()
         self._sweep_now = asyncio.Event()
         self.dead: list[UUID] = []
         self.superseded = False

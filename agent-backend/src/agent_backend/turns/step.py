@@ -151,9 +151,10 @@ class StepWriter:
     def kept(self) -> Kept:
         """Return what to keep when the call was cut short: visible text, but no thinking and no half call.
 
-        The provider refuses thinking without its signature and a tool call without its whole input.
+        The provider refuses thinking without its signature, a tool call without its whole input, and text
+        that is white space only.
         """
         announced = [block for block in self._blocks.values() if block.announced]
-        texts = [block for block in announced if block.kind == "text"]
-        content = [{"type": "text", "text": "".join(block.text)} for block in texts]
-        return Kept(content, dropped=len(texts) < len(announced))
+        texts = ["".join(block.text) for block in announced if block.kind == "text"]
+        content = [{"type": "text", "text": text} for text in texts if text.strip()]
+        return Kept(content, dropped=len(content) < len(announced))

@@ -89,7 +89,7 @@ class Follower:
                     return
                 if self._caught_up:
                     await changed.wait()
-                if hub.closing:
+                if hub.leaving.is_set():
                     raise CutOff
         finally:
             hub.unwatch(self._session_id, changed)

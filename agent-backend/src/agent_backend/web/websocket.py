@@ -7,7 +7,7 @@ session, and control frames with a lower-case `type`.
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TypeAlias
 from uuid import UUID
 
@@ -89,12 +89,14 @@ class _Connection:
         self._call = call
         self._socket: WebSocket = call.websocket
         self._followers: dict[UUID, asyncio.Task[None]] = {}
+        self._leaving = call.services.machine.hub.leaving
         self._bad_frames = 0
 
     async def run(self) -> None:
         """Serve frames until the client closes."""
         await self._call.accept()
         metrics.streams_open += 1
+        goodbye = asyncio.create_task(self._say_goodbye())
         try:
             while self._bad_frames < MAX_BAD_FRAMES:
                 message = await self._socket.receive()
@@ -104,10 +106,16 @@ class _Connection:
             await self._socket.close(_POLICY_VIOLATION, "too many malformed frames")
         finally:
             metrics.streams_open -= 1
-            tasks = list(self._followers.values())
+            tasks = [goodbye, *self._followers.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _say_goodbye(self) -> None:
+        """Close before a stopping server does, with the code that tells clients to come back."""
+        await self._leaving.wait()
+        with suppress(WebSocketDisconnect, RuntimeError):
+            await self._socket.close(_GOING_AWAY)
 
     async def _serve(self, text: str | None) -> None:
         try:
@@ -158,9 +166,7 @@ class _Connection:
                         place = None if cursor is None else str(cursor)
                         await self._socket.send_text(agui.positioned(event, thread, place).decode())
         except CutOff:
-            if self._call.services.machine.hub.closing:
-                await self._socket.close(_GOING_AWAY)
-            else:
+            if not self._leaving.is_set():
                 await self._end(session, resume=True)
         except AgentBackendError:
             await self._end(session, resume=False)
