@@ -44,7 +44,8 @@ def use_newer_python() -> int:
     """Go on under a newer Python if the machine has one."""
     for name in OTHERS:
         found = shutil.which(name)
-        if found:
+        # A version manager's shim can be there without the version.
+        if found and subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode == 0:
             os.execv(found, [found, __file__])
     version = ".".join(map(str, sys.version_info[:3]))
     return failed(

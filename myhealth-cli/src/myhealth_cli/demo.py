@@ -45,9 +45,11 @@ class Span(msgspec.Struct, frozen=True):
 class Demo:
     """The demo data of a state folder; `span` is what the server shall have, up to yesterday."""
 
-    def __init__(self, folder: Path, today: dt.date) -> None:
+    def __init__(self, folder: Path, today: dt.date, *, fresh: bool = False) -> None:
         self._state = folder / "demo.json"
         self._folder = folder
+        if fresh:
+            self._state.unlink(missing_ok=True)
         self.imported = self._read()
         yesterday = today - dt.timedelta(days=1)
         start = self.imported.start if self.imported else yesterday - dt.timedelta(days=DAYS - 1)
@@ -62,6 +64,7 @@ class Demo:
 
     def prepare(self) -> None:
         """Begin to generate, while the servers start, if it looks as if that will be needed."""
+        self._remove_exports()  # of runs that were killed
         if self.imported is None or self.imported.through < self.span.through:
             self._begin()
 
@@ -104,5 +107,8 @@ class Demo:
             return
         await asyncio.wait([self._export])
         self._export.exception()
+        self._remove_exports()
+
+    def _remove_exports(self) -> None:
         for each in self._folder.glob("demo-*"):
-            await asyncio.to_thread(shutil.rmtree, each, ignore_errors=True)
+            shutil.rmtree(each, ignore_errors=True)
