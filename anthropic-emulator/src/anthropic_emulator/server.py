@@ -308,12 +308,17 @@ async def _pump(
     """Send steps, then end as planned; the record says how it went."""
     response = web.StreamResponse(headers=headers)
     response.enable_chunked_encoding()
-    await response.prepare(request)
+    try:
+        await response.prepare(request)
+        # Sends the headers; from here on the pump writes to the transport itself.
+        await response.write(b"")
+    except ConnectionResetError:
+        call.record.outcome = "gone"
+        return response
     transport = request.transport
     if transport is None:
-        raise ConnectionResetError
-    # Sends the headers; from here on the pump writes to the transport itself.
-    await response.write(b"")
+        call.record.outcome = "gone"
+        return response
     call.state.open_streams += 1
     call.record.status = 200
     try:
