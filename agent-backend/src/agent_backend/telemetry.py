@@ -123,6 +123,7 @@ _SAID_ELSEWHERE = (
     "Exception in ASGI application",  # by web/operations.py, with the request's id
     "Traceback",  # of a failed start: by cli.py, in two lines
     "Application startup failed",
+    "ASGI callable returned without completing handshake",  # of every refused WebSocket: web/operations.py
 )
 
 

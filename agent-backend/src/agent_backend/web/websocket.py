@@ -120,7 +120,7 @@ class _Connection:
     async def _serve(self, text: str | None) -> None:
         try:
             frame: ClientFrame = _decoder.decode(text if text is not None else b"")
-        except (msgspec.DecodeError, UnicodeError) as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             self._bad_frames += 1
             detail = str(error) if text is not None else "frames must be text"
             await self._send(ErrorFrame(code="malformed_frame", detail=detail))
