@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from uuid import uuid4
 
 import aiohttp
+from yarl import URL
 
 PATIENCE = 20.0
 """Seconds a test waits for something before it fails."""
@@ -45,10 +46,10 @@ class Received(NamedTuple):
 Until: TypeAlias = Callable[[list[Received]], bool]
 
 
-def say(text: str = "Hello", **directive: Any) -> str:
+def say(message: str = "Hello", /, **directive: Any) -> str:
     """Return a user message that fixes the emulator's answer."""
     pairs = " ".join(f"{key}={json.dumps(value)}" for key, value in directive.items())
-    return f"{text} [[emulator: {pairs}]]"
+    return f"{message} [[emulator: {pairs}]]"
 
 
 def ended(events: list[Received]) -> bool:
@@ -107,10 +108,14 @@ class Client:
         """Send a request; return status and decoded body."""
         async with (
             asyncio.timeout(PATIENCE),
-            self._session.request(method, self.url + path, **options) as response,
+            self.raw(method, path, **options) as response,
         ):
             text = await response.text()
             return response.status, json.loads(text) if text else None
+
+    def raw(self, method: str, path: str, **options: Any) -> Any:
+        """Send a request whose path is not to be quoted again; an async context manager of the response."""
+        return self._session.request(method, URL(self.url + path, encoded=True), **options)
 
     async def new_session(self, agent: str = "coach") -> str:
         """Make a session and return its id."""
