@@ -1,9 +1,9 @@
 # Two commands: `make run` and `make test`. They need Python 3.11 or later and nothing else;
 # the environment in .venv is made on the first use and refreshed when a dependency has changed.
 
-PYTHON = python3
-PORT = 3001
-ARGS =
+PYTHON ?= python3
+PORT ?= 3001
+ARGS ?=
 LOCKED = uv.lock pyproject.toml agent-backend/pyproject.toml anthropic-emulator/pyproject.toml \
 	myhealth-cli/pyproject.toml scripts/bootstrap.py
 
