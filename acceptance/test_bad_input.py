@@ -1,4 +1,4 @@
-"""Input that is wrong, hostile or too large: a problem document says what is wrong; nothing is half-written."""
+"""Input that is wrong, hostile or too large: a problem says what is wrong, and nothing is half-written."""
 
 from __future__ import annotations
 
