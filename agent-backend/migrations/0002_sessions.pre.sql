@@ -183,16 +183,18 @@ CREATE FUNCTION myhealth.remove_machine(p_incarnation uuid, p_only_if_expired bo
 -- May p_me take a session owned by p_owner? p_dead: incarnations p_me has watched standing still for a
 -- lease time; their expiry is checked again here, under the session's lock.
 CREATE FUNCTION myhealth.may_claim(p_owner uuid, p_me uuid, p_live boolean, p_dead uuid[]) RETURNS boolean
-    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = myhealth, pg_temp
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = myhealth, pg_temp
     AS $$
-    SELECT EXISTS (SELECT FROM machines WHERE incarnation = p_me) AND (
+BEGIN
+    RETURN EXISTS (SELECT FROM machines WHERE incarnation = p_me) AND (
         p_owner IS NULL
         OR (p_owner = p_me AND NOT p_live)
         OR NOT EXISTS (SELECT FROM machines WHERE incarnation = p_owner)
         OR (p_owner = ANY (p_dead)
             AND EXISTS (SELECT FROM machines WHERE incarnation = p_owner AND alive_until < clock_timestamp()))
-    )
-    $$;
+    );
+END
+$$;
 
 -- --- claiming -------------------------------------------------------------------------------------
 
