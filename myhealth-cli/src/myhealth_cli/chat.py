@@ -162,9 +162,12 @@ class Chat:
         transcript, view = Transcript(), self._view()
         task = asyncio.create_task(show(items, transcript, view))
         stopping: list[asyncio.Task[None]] = []
+        leaving = False
 
         def interrupt() -> None:
+            nonlocal leaving
             if stopping:
+                leaving = True  # also when the turn ends at this very moment
                 task.cancel()
             else:
                 stopping.append(asyncio.create_task(_quietly(cancel)))
@@ -177,7 +180,7 @@ class Chat:
                 for each in (task, *stopping):
                     each.cancel()
                 await asyncio.gather(task, *stopping, return_exceptions=True)
-        if task.cancelled():
+        if leaving:
             raise _LeaveError
         task.result()
         self._conclude(transcript)

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from itertools import pairwise
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from myhealth_cli import events
+from myhealth_cli.client import Client, Connection, Patience, RefusedError, UnreachableError
+from myhealth_cli.events import Event
+from myhealth_cli.ids import uuid7
+from myhealth_cli.tokens import DevelopmentToken, GivenToken, TokenError
+from myhealth_cli.transcript import Transcript, blocks_of
+
+from .devprocess import PATIENCE_S, Dev, environment, free_port
+
+QUESTION = "How many steps did I walk in the last 14 days?"
+
+
+@pytest.fixture
+async def client(stack: Dev) -> AsyncGenerator[Client]:
+    async with Client(stack.url, tokens(stack)) as connected:
+        yield connected
+
+
+def tokens(stack: Dev) -> DevelopmentToken:
+    return DevelopmentToken("demo", environment(stack.folder))
+
+
+async def ask(
+    client: Client, session: UUID, turn: UUID, watch: Callable[[Event], None] = lambda _: None
+) -> tuple[Transcript, list[Event], list[str]]:
+    """Ask, and return the transcript, the events, and what became of the connection."""
+    transcript, seen, connection = Transcript(), list[Event](), list[str]()
+    async with aclosing(client.send(session, turn, QUESTION)) as items:
+        async for item in items:
+            if isinstance(item, Connection):
+                connection.append(item.state)
+            else:
+                seen.append(item)
+                transcript.apply(item)
+                watch(item)
+    return transcript, seen, connection
+
+
+async def settled(client: Client, session: UUID) -> list[tuple[str, str, str | None]]:
+    history = await client.history(session)
+    own = [i for i, message in enumerate(history.messages) if message.role == "user"][-1]
+    return [(block.id, block.text, block.result) for block in blocks_of(history.messages[own + 1 :])]
+
+
+def told(transcript: Transcript) -> list[tuple[str, str, str | None]]:
+    """Return the blocks; arguments as the server keeps them, without the spaces the model wrote."""
+    return [
+        (block.id, compact(block.text) if block.kind == "call" else block.text, block.result)
+        for block in transcript.blocks
+    ]
+
+
+def compact(text: str) -> str:
+    return msgspec.json.encode(msgspec.json.decode(text)).decode()
+
+
+async def test_a_turn_streams_and_is_what_the_server_keeps(client: Client) -> None:
+    session, turn = uuid7(), uuid7()
+    await client.put_session(session)
+    transcript, seen, connection = await ask(client, session, turn)
+    assert transcript.ending == "success"
+    assert connection == []
+    assert sum(isinstance(each, events.TextContent) for each in seen) > 10
+    assert told(transcript) == await settled(client, session)
+    again, _, _ = await ask(client, session, turn)
+    assert told(again) == told(transcript)
+    assert (await client.turn(session, turn)).state == "completed"
+
+
+async def test_the_chat_outlives_a_backend_killed_in_mid_answer(stack: Dev, client: Client) -> None:
+    session, turn = uuid7(), uuid7()
+    await client.put_session(session)
+    words = 0
+
+    def kill_in_the_middle(event: Event) -> None:
+        nonlocal words
+        words += isinstance(event, events.TextContent)
+        if words == 15 and isinstance(event, events.TextContent):
+            stack.backend().kill()
+
+    transcript, seen, connection = await ask(client, session, turn, kill_in_the_middle)
+    assert connection == ["lost", "back"]
+    assert any(isinstance(each, events.MessagesSnapshot) for each in seen)
+    assert transcript.ending == "success"
+    assert told(transcript) == await settled(client, session)
+
+
+@asynccontextmanager
+async def cutting(stack: Dev, every: int) -> AsyncGenerator[str]:
+    """Relay to the stack, and cut each connection after `every` bytes of answer, then twice as many, ..."""
+    budgets = (every << n for n in range(64))
+    relays: set[asyncio.Task[None]] = set()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if (task := asyncio.current_task()) is not None:
+            relays.add(task)
+        budget = next(budgets)
+        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", stack.port)
+
+        async def upstream() -> None:
+            while data := await reader.read(65536):
+                up_writer.write(data)
+            up_writer.close()
+
+        sending = asyncio.create_task(upstream())
+        try:
+            while budget > 0 and (data := await up_reader.read(min(65536, budget))):
+                budget -= len(data)
+                writer.write(data)
+                await writer.drain()
+        finally:
+            sending.cancel()
+            up_writer.transport.abort()
+            writer.transport.abort() if budget <= 0 else writer.close()
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    await asyncio.gather(*relays)
+
+
+@pytest.mark.parametrize("every", [1, 700, 1501])
+async def test_cuts_lose_and_double_nothing(stack: Dev, client: Client, every: int) -> None:
+    session, turn = uuid7(), uuid7()
+    await client.put_session(session)
+    async with cutting(stack, every) as url, Client(url, tokens(stack)) as cut:
+        transcript, seen, connection = await ask(cut, session, turn)
+    _, uncut, _ = await ask(client, session, turn)
+    assert connection.count("lost") > 2
+    assert joined(seen) == joined(uncut)
+    assert told(transcript) == await settled(client, session)
+
+
+def joined(seen: list[Event]) -> list[object]:
+    """Return the events with deltas of one message put together: only their cutting up may differ."""
+    out: list[object] = []
+    for event in seen:
+        if (
+            isinstance(event, (events.TextContent, events.ReasoningContent))
+            and out
+            and isinstance(last := out[-1], list)
+            and last[0] == event.message_id
+        ):
+            last[1] += event.delta
+        elif isinstance(event, (events.TextContent, events.ReasoningContent)):
+            out.append([event.message_id, event.delta])
+        else:
+            out.append(event)
+    return out
+
+
+async def test_a_wrong_token_a_wrong_body_and_no_server(stack: Dev, client: Client) -> None:
+    async with Client(stack.url, GivenToken("nonsense")) as stranger:
+        with pytest.raises(TokenError, match="refuses the token"):
+            await stranger.sessions()
+    with pytest.raises(RefusedError, match="no such turn") as refused:
+        await client.turn(uuid7(), uuid7())
+    assert refused.value.status == 404
+    async with Client(f"http://127.0.0.1:{free_port()}", tokens(stack), Patience(total_s=0.3)) as nobody:
+        with pytest.raises(UnreachableError):
+            await nobody.sessions()
+
+
+async def test_ids_of_one_millisecond_differ_and_sort_by_time() -> None:
+    made = [uuid7() for _ in range(1000)]
+    assert len(set(made)) == 1000
+    assert {each.version for each in made} == {7}
+    assert all(a.int >> 80 <= b.int >> 80 for a, b in pairwise(made))
+
+
+class Terminal:
+    """`myhealth chat` on a pseudo-terminal; `screen` is everything it has written."""
+
+    def __init__(self, process: subprocess.Popen[bytes], master: int) -> None:
+        self.process = process
+        self._master = master
+        self.screen = ""
+
+    def expect(self, text: str) -> None:
+        """Wait until `text` has been written since the last expectation."""
+        deadline = time.monotonic() + PATIENCE_S
+        while text not in self.screen:
+            left = deadline - time.monotonic()
+            ready = left > 0 and select.select([self._master], [], [], left)[0]
+            assert ready, f"never: {text!r} in {self.screen!r}"
+            try:
+                self.screen += os.read(self._master, 65536).decode("utf-8", "replace")
+            except OSError:  # how Linux says that the other side has closed
+                raise AssertionError(f"ended without {text!r}: {self.screen!r}") from None
+        self.screen = self.screen.partition(text)[2]
+
+    def ended(self) -> int:
+        """Read until the end, because who writes to a terminal waits for it, and return the exit code."""
+        with suppress(OSError):
+            while select.select([self._master], [], [], PATIENCE_S)[0]:
+                self.screen += os.read(self._master, 65536).decode("utf-8", "replace")
+        return self.process.wait(timeout=PATIENCE_S)
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+
+@contextmanager
+def terminal(stack: Dev, *arguments: str) -> Generator[Terminal]:
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (40, 120))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "myhealth_cli", *arguments],
+        env={**environment(stack.folder), "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"},
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        preexec_fn=_own_terminal,  # noqa: PLW1509 - there is no other way to it, and no thread runs
+    )
+    os.close(slave)
+    try:
+        yield Terminal(process, master)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait(timeout=PATIENCE_S)
+        os.close(master)
+
+
+def _own_terminal() -> None:
+    """Make the pseudo-terminal the controlling one, so that Ctrl-C becomes SIGINT."""
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def test_the_terminal_chat(stack: Dev) -> None:
+    with terminal(stack, "chat", "--url", stack.url) as screen:
+        screen.expect("Ctrl-C stops an answer")
+        screen.expect("▸")
+        screen.type(f"{QUESTION}\r")
+        screen.expect("get_daily_metrics")
+        screen.expect("Europe/Berlin")
+        screen.expect("[simulation]")
+        stack.backend().kill()
+        screen.expect("reconnecting...")
+        screen.expect("No data:")
+        screen.expect("▸")
+        screen.type(f"{QUESTION}\r")
+        screen.expect("[simulation]")
+        screen.type("\x03")
+        screen.expect("Stopped.")
+        screen.expect("▸")
+        screen.type("/sessions\r")
+        screen.expect("How many steps did I walk")
+        screen.expect("▸")
+        screen.type("/new\r")
+        screen.expect("A new conversation.")
+        screen.expect("▸")
+        screen.type("/quit\r")
+        assert screen.ended() == 0
+
+
+def test_a_second_interrupt_leaves_at_once(stack: Dev) -> None:
+    with terminal(stack, "chat", "--url", stack.url) as screen:
+        screen.expect("▸")
+        screen.type(f"{QUESTION}\r")
+        screen.expect("get_daily_metrics")
+        screen.type("\x03")
+        screen.expect("stopping...")
+        screen.type("\x03")
+        # The answer may have stopped in time for the prompt to be the one that is left.
+        assert screen.ended() in {0, 128 + signal.SIGINT}

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import datetime as dt
+import json
+import re
+import signal
+import socket
+import stat
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import psutil
+import pytest
+
+from myhealth_cli.apple_health.generate import generate_export
+from myhealth_cli.demo import SEED, Demo
+from myhealth_cli.script import QUESTIONS
+
+from .devprocess import PATIENCE_S, Dev, dev, free_port, gone, myhealth, until
+
+
+def results(output: str) -> list[dict[str, Any]]:
+    return [
+        json.loads(line.removeprefix("    = ")) for line in output.splitlines() if line.startswith("    = ")
+    ]
+
+
+def truth(folder: Path, start: str, end: str) -> dict[str, float]:
+    """Return the true steps per day, from the generator's timeline."""
+    demo = Demo(folder, dt.datetime.now(ZoneInfo("Europe/Berlin")).date())
+    span = demo.span
+    generated = generate_export(
+        folder / "again.xml", seed=SEED, days=span.days, end_date=span.through, density=0.01, trips=()
+    )
+    days = {day.isoformat(): true.steps for day, true in generated.truth.items()}
+    return {day: steps for day, steps in days.items() if start <= day <= end}
+
+
+def test_without_a_terminal_it_plays_a_conversation_whose_figures_are_those_of_the_data(
+    tmp_path: Path,
+) -> None:
+    process = myhealth(tmp_path, "dev", "--port", str(free_port()))
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, output
+    assert [line[2:] for line in output.splitlines() if line.startswith("? ")] == list(QUESTIONS)
+    steps, sleep, workouts, trend = results(output)
+    figures = {day["date"]: day["value"] for day in steps["daily"]}
+    true = truth(tmp_path, steps["start"], steps["end"])
+    assert len(figures) == 7
+    assert figures.keys() == true.keys()
+    # Devices see a little less or more than what happened: a phone left at home, a watch at the charger.
+    assert sum(figures.values()) == pytest.approx(sum(true.values()), rel=0.1)
+    assert str(steps["summary"]["total"]) in output.partition(QUESTIONS[1])[0]
+    assert sleep["nights_with_data"] == 7
+    assert workouts["count"] >= 1
+    assert trend["days_with_data"] >= 50
+    assert not (tmp_path / "data").glob("*/processes.json") or not list(
+        (tmp_path / "data").glob("*/processes.json")
+    )
+
+
+def test_the_second_start_imports_nothing_and_an_interrupt_ends_everything(tmp_path: Path) -> None:
+    port = free_port()
+    with dev(tmp_path, port) as first:
+        assert any("Demo data" in line for line in first.said)
+        servers = first.servers()
+        assert first.end(signal.SIGINT) == 128 + signal.SIGINT
+        assert gone(servers)
+    with dev(tmp_path, port) as second:
+        assert not any("Demo data" in line for line in second.said)
+
+
+def test_a_kill_leaves_nothing_behind(tmp_path: Path) -> None:
+    running = Dev(tmp_path, free_port())
+    servers = running.servers()
+    assert {"postgres", "python"} <= {re.sub(r"[\d.]+$", "", each.name()) for each in servers}
+    running.end(signal.SIGKILL)
+    until("the keeper ends the servers", lambda: gone(servers))
+
+
+def test_the_next_run_ends_what_even_the_keeper_could_not(tmp_path: Path) -> None:
+    running = Dev(tmp_path, free_port())
+    servers = running.servers()
+    running.keeper().kill()
+    running.end(signal.SIGKILL)
+    assert not gone(servers)
+    with dev(tmp_path, running.port) as second:
+        assert gone(servers)
+        assert not any("Demo data" in line for line in second.said)
+
+
+def test_a_port_in_use_is_named_with_the_way_to_choose_another(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        process = myhealth(tmp_path, "dev", "--port", str(port))
+        output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1
+    assert f"port {port} is in use by {psutil.Process().name()} (process {psutil.Process().pid})" in output
+    assert f"make run PORT={port + 1}" in output
+
+
+def test_a_second_dev_on_the_same_port_names_the_first(stack: Dev) -> None:
+    process = myhealth(stack.folder, "dev", "--port", str(stack.port))
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1
+    assert f"port {stack.port} is in use by another `myhealth dev` (process {stack.process.pid})" in output
+    assert f"make run PORT={stack.port + 1}" in output
+
+
+def test_the_servers_get_no_secret_of_the_shell(tmp_path: Path) -> None:
+    with dev(tmp_path, GITHUB_TOKEN="a-secret") as running:
+        for each in running.servers():
+            assert "GITHUB_TOKEN" not in each.environ()
+
+
+def test_private_folders_stay_private(stack: Dev) -> None:
+    above = [stack.folder, *stack.folder.parents]
+    closed = [each for each in above if not each.stat().st_mode & stat.S_IXOTH]
+    assert closed, "pytest makes its folders with mode 700"
