@@ -176,6 +176,7 @@ def test_calls_and_results_in_a_line() -> None:
     assert describe.arguments('{"metric":"steps","weeks":8}') == "metric=steps, weeks=8"
     assert describe.arguments('{"metric":"st') == '{"metric":"st'
     result = '{"days":7,"unit":null,"summary":{"mean_per_day":6598},"sources":["Watch"],"daily":[{},{}]}'
-    assert describe.result(result) == "days 7 · summary: mean per day 6598 · sources Watch · 2 daily"
+    assert describe.result(result) == "mean per day 6598 · days 7 · sources Watch · 2 daily"
+    assert describe.result(result, '{"days":7}') == "mean per day 6598 · sources Watch · 2 daily"
     assert describe.result("Something\n failed") == "Something failed"
-    assert len(describe.result('{"note":"' + "x" * 500 + '"}', 30)) <= 30
+    assert len(describe.result('{"note":"' + "x" * 500 + '"}', width=30)) <= 30

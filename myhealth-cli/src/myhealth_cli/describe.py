@@ -20,27 +20,33 @@ def arguments(text: str) -> str:
     return ", ".join(f"{name}={_short(value)}" for name, value in values.items())
 
 
-def result(text: str, width: int = 160) -> str:
-    """Return a tool's result (JSON, else plain text) as `name value · ...`, cut to `width` characters."""
+def result(text: str, asked: str = "{}", width: int = 160) -> str:
+    """Return a tool's result (JSON, else plain text) as `name value · ...`, cut to `width` characters.
+
+    What only repeats the arguments `asked` (JSON) is left out.
+    """
     try:
-        values = msgspec.json.decode(text)
+        values, repeated = msgspec.json.decode(text), msgspec.json.decode(asked or "{}")
     except msgspec.DecodeError:
         return _cut(" ".join(text.split()), width)
-    told = " · ".join(_facts(values)) if isinstance(values, dict) else _short(values)
-    return _cut(told, width)
+    if not isinstance(values, dict):
+        return _short(values)
+    if isinstance(repeated, dict):
+        values = {name: value for name, value in values.items() if repeated.get(name) != value}
+    return _cut(" · ".join(_facts(values)), width)
 
 
 def _facts(values: dict[str, Any]) -> list[str]:
-    """Figures before lists: a list's length says enough."""
-    plain = {name: value for name, value in values.items() if not isinstance(value, (dict, list))}
-    nested = {name: value for name, value in values.items() if isinstance(value, dict)}
+    """Summaries, then figures, then lists: of most lists the length says enough."""
+    summaries = {name: value for name, value in values.items() if isinstance(value, dict)}
     lists = {name: value for name, value in values.items() if isinstance(value, list)}
-    facts = [f"{_words(name)} {_short(value)}" for name, value in plain.items() if value is not None]
-    for name, value in nested.items():
-        inner = ", ".join(f"{_words(key)} {_short(each)}" for key, each in value.items())
-        facts.append(f"{_words(name)}: {inner}")
+    figures = {name: value for name, value in values.items() if name not in summaries.keys() | lists.keys()}
+    facts = [
+        ", ".join(f"{_words(key)} {_short(each)}" for key, each in of.items()) for of in summaries.values()
+    ]
+    facts += [f"{_words(name)} {_short(value)}" for name, value in figures.items() if value is not None]
     for name, value in lists.items():
-        flat = all(isinstance(each, str) for each in value) and len(value) <= 2
+        flat = all(isinstance(each, str) for each in value) and 0 < len(value) <= 2
         facts.append(f"{_words(name)} {', '.join(value)}" if flat else f"{len(value)} {_words(name)}")
     return facts
 

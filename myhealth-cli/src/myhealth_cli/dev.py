@@ -30,7 +30,7 @@ from myhealth_cli.tokens import DevelopmentToken
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
 
-_EMULATED: Final = "an emulator of Claude, no AI in it (ANTHROPIC_API_KEY brings the real one)"
+_EMULATED: Final = "emulated, no AI in it (ANTHROPIC_API_KEY brings Claude)"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,6 +58,7 @@ class Postgres:
     """An embedded server whose data is kept for the state folder `folder`."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._identity = _roots_stand_in() if os.geteuid() == 0 else _Identity()
         self._home = _roots_home(folder) if os.geteuid() == 0 else folder / "postgres"
         self._data = self._home / "data"
@@ -68,8 +69,8 @@ class Postgres:
 
     async def start(self, family: Family) -> str:
         """Start the server, at the first time after making its data; return its URL. Raises PostgresError."""
-        binaries = await asyncio.to_thread(self._prepare)
         await asyncio.to_thread(_end_leftover, self._data)
+        binaries = await asyncio.to_thread(self._prepare)
         sockets = self._socket_folder()
         options = _OPTIONS | {"unix_socket_directories": str(sockets)}
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
@@ -85,6 +86,8 @@ class Postgres:
         return f"postgresql://postgres@/postgres?host={quote(str(sockets))}"
 
     def _prepare(self) -> Path:
+        if self._identity.user is not None:
+            self._link()
         self._home.mkdir(parents=True, exist_ok=True)
         if self._identity.user is not None:
             os.chown(self._home, self._identity.user, self._identity.group or -1)
@@ -93,6 +96,13 @@ class Postgres:
         if not (self._data / "PG_VERSION").exists():
             self._initialise(binaries)
         return binaries
+
+    def _link(self) -> None:
+        """Leave a link where the data would be for others. Where it is gone, so shall be the data."""
+        link = self._folder / "postgres"
+        if not link.is_symlink():
+            shutil.rmtree(self._home, ignore_errors=True)
+            link.symlink_to(self._home)
 
     def _initialise(self, binaries: Path) -> None:
         """Make the data folder, whole or not at all: a run that is killed in between leaves no half one."""

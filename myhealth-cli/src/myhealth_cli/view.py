@@ -157,4 +157,10 @@ def _render(block: Block) -> RenderableType:
             )
             if block.result is None:
                 return call
-            return Group(call, Padding(Text(f"⎿ {describe.result(block.result)}", style="dim"), (0, 0, 1, 2)))
+            result = Text(
+                f"└ {describe.result(block.result, block.text)}",
+                style="dim",
+                no_wrap=True,
+                overflow="ellipsis",
+            )
+            return Group(call, Padding(result, (0, 0, 1, 2)))

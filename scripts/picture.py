@@ -1,0 +1,130 @@
+"""Takes docs/images/chat.svg: `myhealth dev` in a real terminal (tmux), captured with its colours.
+
+    .venv/bin/python scripts/picture.py
+
+Rich draws the capture. Its own template loads fonts from the network; ours names what a machine has.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from io import StringIO
+from pathlib import Path
+
+from rich.console import Console
+from rich.terminal_theme import TerminalTheme
+from rich.text import Text
+
+TARGET = Path(__file__).resolve().parent.parent / "docs" / "images" / "chat.svg"
+COLUMNS, ROWS = 96, 40
+PORT = 3099
+QUESTIONS = (
+    "Wie viele Schritte bin ich in den letzten 4 Tagen gegangen?",
+    "And how did I sleep last night?",
+)
+PATIENCE_S = 60
+THEME = TerminalTheme(
+    (23, 27, 33),
+    (214, 219, 226),
+    [
+        *((23, 27, 33), (240, 113, 120), (126, 211, 133), (229, 192, 123)),
+        *((97, 175, 239), (198, 120, 221), (86, 196, 214), (171, 178, 191)),
+    ],
+)
+FORMAT = """\
+<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
+<style>
+.{unique_id}-matrix {{
+  font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  font-size: {char_height}px; line-height: {line_height}px; font-variant-east-asian: full-width; }}
+.{unique_id}-title {{ font-size: 18px; font-weight: bold; font-family: system-ui, sans-serif; }}
+{styles}
+</style>
+<defs>
+<clipPath id="{unique_id}-clip-terminal">
+<rect x="0" y="0" width="{terminal_width}" height="{terminal_height}"/>
+</clipPath>
+{lines}
+</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}
+<g class="{unique_id}-matrix">
+{matrix}
+</g>
+</g>
+</svg>
+"""
+
+
+class Tmux:
+    """A terminal of its own server."""
+
+    def __init__(self, command: list[str]) -> None:
+        self._base = ["tmux", "-L", "myhealth-picture", "-f", "/dev/null"]
+        size = ["-x", str(COLUMNS), "-y", str(ROWS)]
+        self._run("new-session", "-d", *size, shlex.join(command))
+
+    def _run(self, *arguments: str) -> str:
+        return subprocess.run([*self._base, *arguments], check=True, capture_output=True, text=True).stdout
+
+    def type(self, text: str) -> None:
+        """Type a line."""
+        self._run("send-keys", "-l", text)
+        self._run("send-keys", "Enter")
+
+    def screen(self, *options: str) -> str:
+        """Return what is to be seen."""
+        return self._run("capture-pane", "-p", *options)
+
+    def wait(self, happened: int) -> None:
+        """Wait until the prompt stands there for the `happened`th time, with nothing behind it."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            lines = self.screen().rstrip().splitlines()
+            if lines and lines[-1].strip() == "▸" and sum(line.startswith("▸") for line in lines) == happened:
+                return
+            if time.monotonic() > deadline:
+                raise SystemExit(f"no prompt: {lines}")
+            time.sleep(0.2)
+
+    def end(self) -> None:
+        """Close it, also when it has gone already."""
+        subprocess.run([*self._base, "kill-server"], capture_output=True, check=False)
+
+
+def main() -> None:
+    """Play, capture, draw."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "myhealth_cli", "dev", "--port", str(PORT), "--data", folder]
+        terminal = Tmux(command)
+        try:
+            for number, question in enumerate(QUESTIONS, 1):
+                terminal.wait(number)
+                terminal.type(question)
+            terminal.wait(len(QUESTIONS) + 1)
+            captured = terminal.screen("-e")
+            terminal.type("/quit")
+            deadline = time.monotonic() + PATIENCE_S
+            while Path(folder, str(PORT), "processes.json").exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+        finally:
+            terminal.end()
+    TARGET.parent.mkdir(exist_ok=True)
+    TARGET.write_text(draw(captured), encoding="utf-8")
+    print(f"wrote {TARGET.name}: {TARGET.stat().st_size:,} bytes")
+
+
+def draw(captured: str) -> str:
+    """Return the SVG of a captured screen."""
+    console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True)
+    console.print(Text.from_ansi(captured.rstrip()))
+    return console.export_svg(title="make run", theme=THEME, code_format=FORMAT, unique_id="chat")
+
+
+if __name__ == "__main__":
+    main()
