@@ -244,8 +244,8 @@ async def one_turn(
                 continue
             batch = batch[start:]  # noqa: PLW2901 - what came before belongs to other turns
             inside = True
-        end = next((i for i, each in enumerate(batch) if agui.ends_run(each.event)), None)
-        if end is not None:
-            yield batch[: end + 1]
-            return
+        for count, each in enumerate(batch, 1):
+            if agui.ends_run(each.event):
+                yield batch[:count]
+                return
         yield batch
