@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,12 @@ def test_a_golden_stream_is_legal(name: str) -> None:
 
 
 async def test_the_npm_client_ends_up_with_the_same_conversation() -> None:
+    """But for thoughts: it keeps those it was shown although a snapshot leaves them out."""
     node.require()
     streams = [stream(name) for name in NAMES]
-    assert await node.verified(streams) == [fold(events) for events in streams]
+    held = await node.verified(streams)
+    assert list(map(_spoken, held)) == [_spoken(fold(events)) for events in streams]
+
+
+def _spoken(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [message for message in messages if message["role"] != "reasoning"]
