@@ -63,6 +63,7 @@ class Follower:
         self._session_id = session_id
         self._turn_id = turn_id
         self._caught_up = False
+        self._told = False
         self.cursor = after or START
 
     async def check(self) -> None:
@@ -84,6 +85,7 @@ class Follower:
                 changed.clear()
                 async with aclosing(self._present(wait=wait)) as batches:
                     async for batch in batches:
+                        self._told = self._told or bool(batch)
                         yield batch
                 if not wait:
                     return
@@ -103,6 +105,9 @@ class Follower:
             try:
                 page = await self._read()
                 if self._off_the_log(page):
+                    if self._told:
+                        # A snapshot begins with RUN_STARTED: strict clients take it at a stream's start only.
+                        raise CutOff
                     yield await self._resync()
                     continue
                 for item in page.items:
