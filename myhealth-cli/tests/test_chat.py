@@ -28,6 +28,8 @@ from myhealth_cli.transcript import Transcript, blocks_of
 from .devprocess import PATIENCE_S, Dev, environment, free_port
 
 QUESTION = "How many steps did I walk in the last 14 days?"
+SLOWLY = f"{QUESTION} [[emulator: delay_ms=50]]"
+"""Leaves a busy machine the time to do something before the answer has ended."""
 
 
 @pytest.fixture
@@ -41,11 +43,15 @@ def tokens(stack: Dev) -> DevelopmentToken:
 
 
 async def ask(
-    client: Client, session: UUID, turn: UUID, watch: Callable[[Event], None] = lambda _: None
+    client: Client,
+    session: UUID,
+    turn: UUID,
+    question: str = QUESTION,
+    watch: Callable[[Event], None] = lambda _: None,
 ) -> tuple[Transcript, list[Event], list[str]]:
     """Ask, and return the transcript, the events, and what became of the connection."""
     transcript, seen, connection = Transcript(), list[Event](), list[str]()
-    async with aclosing(client.send(session, turn, QUESTION)) as items:
+    async with aclosing(client.send(session, turn, question)) as items:
         async for item in items:
             if isinstance(item, Connection):
                 connection.append(item.state)
@@ -98,7 +104,7 @@ async def test_the_chat_outlives_a_backend_killed_in_mid_answer(stack: Dev, clie
         if words == 15 and isinstance(event, events.TextContent):
             stack.backend().kill()
 
-    transcript, seen, connection = await ask(client, session, turn, kill_in_the_middle)
+    transcript, seen, connection = await ask(client, session, turn, SLOWLY, kill_in_the_middle)
     assert connection == ["lost", "back"]
     assert any(isinstance(each, events.MessagesSnapshot) for each in seen)
     assert transcript.ending == "success"
@@ -252,15 +258,15 @@ def test_the_terminal_chat(stack: Dev) -> None:
     with terminal(stack, "chat", "--url", stack.url) as screen:
         screen.expect("Ctrl-C stops an answer")
         screen.expect("▸")
-        screen.type(f"{QUESTION}\r")
+        screen.type(f"{SLOWLY}\r")
         screen.expect("get_daily_metrics")
-        screen.expect("Europe/Berlin")
+        screen.expect("mean per day")
         screen.expect("[simulation]")
         stack.backend().kill()
         screen.expect("reconnecting...")
         screen.expect("No data:")
         screen.expect("▸")
-        screen.type(f"{QUESTION}\r")
+        screen.type(f"{SLOWLY}\r")
         screen.expect("[simulation]")
         screen.type("\x03")
         screen.expect("Stopped.")
@@ -278,7 +284,7 @@ def test_the_terminal_chat(stack: Dev) -> None:
 def test_a_second_interrupt_leaves_at_once(stack: Dev) -> None:
     with terminal(stack, "chat", "--url", stack.url) as screen:
         screen.expect("▸")
-        screen.type(f"{QUESTION}\r")
+        screen.type(f"{SLOWLY}\r")
         screen.expect("get_daily_metrics")
         screen.type("\x03")
         screen.expect("stopping...")
