@@ -87,8 +87,13 @@ def install_uv() -> bool:
 
 
 def uv_env() -> dict[str, str]:
-    """Return uv's environment: .venv is ours whatever environment is active, and no Python is downloaded."""
+    """Return uv's environment: .venv is ours whatever environment is active, and no Python is downloaded.
+
+    uv trusts the authorities it brings; a company's own are in the system's store, where there is one.
+    """
     env = {name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "UV_PROJECT"}}
+    if sys.platform == "darwin" or Path("/etc/ssl/certs/ca-certificates.crt").exists():
+        env.setdefault("UV_SYSTEM_CERTS", "1")
     return {**env, "UV_PROJECT_ENVIRONMENT": str(ROOT / ".venv"), "UV_PYTHON_DOWNLOADS": "never"}
 
 

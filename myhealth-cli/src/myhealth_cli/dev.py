@@ -106,7 +106,7 @@ class _Stack:
             await self._tokens.token()
             await servers.start_backend()
         model = "Claude, billed to your ANTHROPIC_API_KEY" if servers.real_model else _EMULATED
-        self._console.print(f"  {servers.url} · model: {model}", style="dim", highlight=False)
+        self._console.print(f"  {servers.url} · model: {model}", style="dim", highlight=False, soft_wrap=True)
 
     async def _talk(self, url: str, demo: Demo) -> None:
         async with Client(url, self._tokens, Patience(total_s=60)) as client:
