@@ -17,6 +17,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 BACKEND = "agent-backend/"
 SQL = BACKEND + "migrations/0002_sessions.pre.sql"
+LOG = BACKEND + "migrations/0004_event_log.pre.sql"
 TURNS = BACKEND + "src/agent_backend/turns/"
 LEASES = BACKEND + "tests/db/test_leases.py::"
 LAWS = BACKEND + "tests/turns/test_laws.py::"
@@ -36,7 +37,7 @@ class Break(NamedTuple):
 BREAKS = [
     Break(
         "group commit holds its sessions",
-        SQL,
+        LOG,
         "ORDER BY s.id FOR KEY SHARE",
         "ORDER BY s.id",
         LEASES + "test_a_claim_waits_for_an_open_group_commit_of_the_old_epoch",
@@ -50,21 +51,21 @@ BREAKS = [
     ),
     Break(
         "settles do not hold up group commits",
-        SQL,
+        LOG,
         "WHERE s.id = p_session FOR NO KEY UPDATE;\n    ELSE",
         "WHERE s.id = p_session FOR UPDATE;\n    ELSE",
         LEASES + "test_a_group_commit_does_not_wait_for_a_settle_of_its_session",
     ),
     Break(
         "a dead epoch settles nothing",
-        SQL,
+        LOG,
         "IF NOT again AND (v_session.owner IS DISTINCT FROM p_me OR v_session.epoch IS DISTINCT FROM p_epoch) THEN",
         "IF false THEN",
         LEASES + "test_a_dead_epoch_settles_nothing",
     ),
     Break(
         "a dead epoch appends nothing",
-        SQL,
+        LOG,
         "s.id = ANY (p_sessions) AND s.owner = p_me ORDER BY s.id FOR KEY SHARE\n"
         "    ), kept AS MATERIALIZED (\n"
         "        SELECT w.*, h.user_id\n"
@@ -123,21 +124,21 @@ BREAKS = [
     ),
     Break(
         "a settle sent again changes nothing",
-        SQL,
+        LOG,
         "    again := EXISTS (SELECT FROM segments WHERE session_id = p_session AND epoch = p_epoch AND last = p_last);\n",
         "    again := false;\n",
         LEASES + "test_a_settle_sent_again_changes_nothing_and_answers_the_same",
     ),
     Break(
         "a segment sent again is written once",
-        SQL,
+        LOG,
         "            ON CONFLICT DO NOTHING\n    )",
         "    )",
         LEASES + "test_a_segment_sent_again_is_written_once",
     ),
     Break(
         "release looks at the queue again",
-        SQL,
+        LOG,
         "        IF next.turn_state IS DISTINCT FROM 'queued' THEN",
         "        IF true THEN",
         LEASES + "test_no_wake_up_is_lost_between_last_settle_and_release",
@@ -246,7 +247,7 @@ BREAKS = [
     ),
     Break(
         "settling never notifies",
-        SQL,
+        LOG,
         "    status := 'settled';\n",
         "    status := 'settled';\n    PERFORM pg_notify('myhealth', '');\n",
         LAWS + "test_settling_never_notifies",

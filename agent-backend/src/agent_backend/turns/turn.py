@@ -35,6 +35,7 @@ from agent_backend.turns.versions import FrozenAgent
 _log = Log("turns")
 
 CANCELLED_RESULT = "The user cancelled this call before it finished."
+FAILED_RESULT = "The turn failed before this call finished."
 
 
 class Situation(NamedTuple):
@@ -273,36 +274,34 @@ class TurnRun:
     # --- ends ---
 
     async def _cancel(self, writer: StepWriter | None) -> _Ended:
-        """End by request: keep the visible text, answer every open call, so that the history stays valid."""
-        messages: list[store.NewMessage] = []
-        events: list[bytes] = []
-        if writer is not None:
-            kept = writer.kept()
-            messages = self._messages_for(writer.message_id, kept.content)
-            events = writer.closings()
-            if kept.dropped:
-                events.append(self._snapshot(messages))
-        elif calls := history.open_calls(self._stored):
-            refusals = [(call, ToolResult(content=CANCELLED_RESULT, is_error=True)) for call in calls]
-            messages, events = self._results(refusals)
+        """End by request."""
+        messages, events = self._cut_short(writer, CANCELLED_RESULT)
         events.append(self._finished(agui.CancelledOutcome(), None, self._agent.model))
         return await self._end(events, "cancelled", messages)
 
     async def _fail(self, code: str, message: str, writer: StepWriter | None = None) -> _Ended:
-        """End with an error; like a cancelled turn it keeps the visible text and leaves no open call."""
-        messages: list[store.NewMessage] = []
-        events: list[bytes] = []
-        if writer is not None:
-            kept = writer.kept()
-            messages = self._messages_for(writer.message_id, kept.content)
-            events = writer.closings()
-            if kept.dropped:
-                events.append(self._snapshot(messages))
-        elif calls := history.open_calls(self._stored):
-            failures = [(call, ToolResult(content="The turn failed.", is_error=True)) for call in calls]
-            messages, events = self._results(failures)
+        """End with an error."""
+        messages, events = self._cut_short(writer, FAILED_RESULT)
         events.append(self._error(code, message))
         return await self._end(events, "failed", messages, error_code=code)
+
+    def _cut_short(
+        self, writer: StepWriter | None, answer: str
+    ) -> tuple[list[store.NewMessage], list[bytes]]:
+        """Return what to settle of an unfinished step, so that the history stays valid for the provider.
+
+        Of a model step the visible text is kept; a tool step's open calls get `answer` as their error.
+        """
+        if writer is None:
+            calls = history.open_calls(self._stored)
+            errors = [(call, ToolResult(content=answer, is_error=True)) for call in calls]
+            return self._results(errors) if errors else ([], [])
+        kept = writer.kept()
+        messages = self._messages_for(writer.message_id, kept.content)
+        events = writer.closings()
+        if kept.dropped:
+            events.append(self._snapshot(messages))
+        return messages, events
 
     async def fail(self, code: str, message: str) -> Claim | None:
         """End the turn from outside: it cannot go on. Returns the next turn, as `run` does."""
