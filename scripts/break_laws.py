@@ -19,6 +19,7 @@ BACKEND = "agent-backend/"
 SQL = BACKEND + "migrations/0002_sessions.pre.sql"
 LOG = BACKEND + "migrations/0004_event_log.pre.sql"
 TURNS = BACKEND + "src/agent_backend/turns/"
+STREAM = BACKEND + "src/agent_backend/web/stream.py"
 LEASES = BACKEND + "tests/db/test_leases.py::"
 LAWS = BACKEND + "tests/turns/test_laws.py::"
 WATCH = BACKEND + "tests/turns/test_recovery.py::"
@@ -32,6 +33,8 @@ class Break(NamedTuple):
     text: str
     replacement: str
     test: str
+    also: tuple[str, str, str] | None = None
+    """A second place to break, where the law is kept twice: file, text, replacement."""
 
 
 BREAKS = [
@@ -258,6 +261,11 @@ BREAKS = [
         "        self.pending = []\n        self.cut_subscribers()\n",
         "        self.pending = []\n",
         LAWS + "test_a_late_machine_that_lost_its_lease_publishes_nothing_more",
+        also=(
+            STREAM,
+            "                    if self._told:\n",
+            "                    if False:\n",
+        ),
     ),
     Break(
         "a turn that brings its owners down is given up",
@@ -286,25 +294,31 @@ def main(words: list[str]) -> int:
 
 
 def _noticed(copy: Path, each: Break) -> bool:
-    path = copy / each.file
-    original = path.read_text(encoding="utf-8")
-    if original.count(each.text) != 1:
-        raise SystemExit(
-            f"{each.law}: the text to break stands {original.count(each.text)} times in {each.file}"
-        )
-    path.write_text(original.replace(each.text, each.replacement), encoding="utf-8")
+    edits = [(each.file, each.text, each.replacement), *([each.also] if each.also else [])]
+    originals = {file: (copy / file).read_text(encoding="utf-8") for file, _, _ in edits}
+    for file, text, replacement in edits:
+        if originals[file].count(text) != 1:
+            raise SystemExit(
+                f"{each.law}: the text to break stands {originals[file].count(text)} times in {file}"
+            )
+        (copy / file).write_text(originals[file].replace(text, replacement), encoding="utf-8")
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", each.test],
-            cwd=copy,
-            env={**os.environ, "PYTHONPATH": str(copy / "agent-backend" / "src")},
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
+        return _fails(copy, each)
     finally:
-        path.write_text(original, encoding="utf-8")
+        for file, original in originals.items():
+            (copy / file).write_text(original, encoding="utf-8")
+
+
+def _fails(copy: Path, each: Break) -> bool:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", each.test],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy / "agent-backend" / "src")},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
     if done.returncode not in (0, 1):
         raise SystemExit(f"{each.law}: {each.test} could not be run:\n{done.stdout[-2000:]}")
     return done.returncode == 1
