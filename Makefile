@@ -27,6 +27,9 @@ bench: .venv/.ready
 .venv/.ready: $(LOCKED)
 	@$(PYTHON) scripts/bootstrap.py
 
-# Removes the environment and the demo's data, not what was installed into caches.
+# Removes the environment and the demo's data (root's database lies outside, behind a link), not caches.
 clean:
+	@for link in .local/dev/*/postgres; do \
+		if [ -L "$$link" ]; then rm -rf "$$(readlink "$$link")"; fi; \
+	done
 	rm -rf .venv .local

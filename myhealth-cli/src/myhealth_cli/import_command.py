@@ -70,6 +70,8 @@ def _summarise(console: Console, result: ImportResult) -> None:
         f"{result.replaced:,} replaced.",
         highlight=False,
     )
+    if not result.sent:
+        console.print("There is nothing in this export that the coach knows.", highlight=False)
     _list(console, "Not imported, because the coach does not know them", result.unknown_types)
     _list(console, "Unreadable", result.skipped)
     _list(console, "Refused by the server", result.refused)
