@@ -476,24 +476,26 @@ BEGIN
 END
 $$;
 
--- Begins a queued turn of a session one owns. applied = false: the lease is lost.
+-- Begins a queued turn of a session one owns. begun = false: the lease is lost. cancel: the turn was asked to
+-- stop, perhaps after the claim that named it was read.
 CREATE FUNCTION myhealth.start_turn(
-    p_session uuid, p_me uuid, p_epoch bigint, p_turn uuid, p_n integer, p_run_started bytea)
-    RETURNS boolean
+    p_session uuid, p_me uuid, p_epoch bigint, p_turn uuid, p_n integer, p_run_started bytea,
+    OUT begun boolean, OUT cancel boolean)
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = myhealth, pg_temp
     AS $$
 DECLARE
     v_session sessions;
 BEGIN
     SELECT * INTO v_session FROM sessions s WHERE s.id = p_session FOR NO KEY UPDATE;
-    IF EXISTS (SELECT FROM segments WHERE session_id = p_session AND epoch = p_epoch AND last = p_n) THEN
-        RETURN true;    -- sent again after an unknown outcome
+    begun := EXISTS (SELECT FROM segments WHERE session_id = p_session AND epoch = p_epoch AND last = p_n);
+    IF NOT begun THEN   -- else sent again after an unknown outcome
+        IF v_session.owner IS DISTINCT FROM p_me OR v_session.epoch <> p_epoch THEN
+            RETURN;
+        END IF;
+        PERFORM begin_turn(v_session, p_turn, p_n, p_run_started);
+        begun := true;
     END IF;
-    IF v_session.owner IS DISTINCT FROM p_me OR v_session.epoch <> p_epoch THEN
-        RETURN false;
-    END IF;
-    PERFORM begin_turn(v_session, p_turn, p_n, p_run_started);
-    RETURN true;
+    SELECT t.cancel_requested INTO cancel FROM turns t WHERE t.session_id = p_session AND t.id = p_turn;
 END
 $$;
 

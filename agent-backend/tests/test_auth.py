@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -209,9 +210,19 @@ class Publisher:
         self.status = 200
         self.asked = 0
         self.url = ""
+        self.in_pieces = False
+        self.hangs: asyncio.Event | None = None
 
-    async def answer(self, _request: web.Request) -> web.Response:
+    async def answer(self, request: web.Request) -> web.StreamResponse:
         self.asked += 1
+        if self.in_pieces:
+            reply = web.StreamResponse()
+            await reply.prepare(request)
+            for each in json.dumps(self.document):
+                await reply.write(each.encode())
+            return reply
+        if self.hangs is not None:
+            await self.hangs.wait()
         if self.status == 302:
             raise web.HTTPFound("/elsewhere")
         return web.json_response(self.document, status=self.status)
@@ -295,6 +306,24 @@ async def test_old_keys_serve_on_while_new_ones_cannot_be_had(
             await authenticator.authenticate(token(claims(n=1)))
     else:
         await authenticator.authenticate(token(claims(n=1)))
+
+
+async def test_keys_that_come_in_pieces_are_put_together(publisher: Publisher) -> None:
+    publisher.in_pieces = True
+    authenticator = Authenticator(jwks_url=publisher.url, issuer=ISSUER, audience="authenticated")
+    assert (await authenticator.authenticate(token())).user_id == USER
+
+
+async def test_who_waits_for_keys_that_do_not_come_waits_once(publisher: Publisher) -> None:
+    publisher.status = 500
+    publisher.hangs = asyncio.Event()
+    authenticator = Authenticator(jwks_url=publisher.url, issuer=ISSUER, audience="authenticated")
+    waiting = [asyncio.create_task(authenticator.authenticate(token(claims(n=n)))) for n in range(20)]
+    await asyncio.sleep(0)  # all of them wait now
+    publisher.hangs.set()
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(each) for each in results} == {Unavailable}
+    assert publisher.asked <= 2
 
 
 async def test_without_any_keys_nobody_is_refused_for_it(tmp_path: Path) -> None:

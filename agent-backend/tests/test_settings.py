@@ -86,6 +86,9 @@ def test_a_wrong_variable_is_named_with_a_hint(name: str, value: str) -> None:
         ("ANTHROPIC_API_KEY", ""),
         ("SUPABASE_URL", "http://ref.supabase.co"),
         ("JWKS_URL", "file:///keys/jwks.json"),
+        ("JWKS_URL", "FILE:///keys/jwks.json"),
+        ("JWKS_URL", "\x01file:///keys/jwks.json"),
+        ("JWKS_URL", "Http://ref.supabase.co/jwks.json"),
     ],
 )
 def test_outside_development_more_is_asked(name: str, value: str) -> None:

@@ -81,6 +81,7 @@ def test_libraries_are_written_in_our_form_without_arguments(capsys: pytest.Capt
     configure("info")
     logging.getLogger("some.library").warning("lost %s", "my blood pressure")
     logging.getLogger("uvicorn.error").error("Exception in ASGI application\n")
+    logging.getLogger("uvicorn.error").error("Invalid UTF-8 sequence received from client.")
     (line,) = lines(capsys)
     assert (line["logger"], line["template"]) == ("some.library", "lost %s")
 

@@ -26,6 +26,7 @@ from agent_backend.errors import Unauthorized, Unavailable
 from agent_backend.telemetry import Log
 
 if TYPE_CHECKING:
+    from aiohttp import StreamReader
     from jwt import PyJWK
 
 LEEWAY_SECONDS = 10
@@ -166,8 +167,10 @@ class _Keys:
 
     async def _fetch(self, older_than: float) -> None:
         async with self._fetching:
-            if self._tried_at > older_than and self._keys:
-                return  # somebody else has fetched while we waited
+            if self._tried_at > older_than:  # somebody else has asked while we waited
+                if self._keys:
+                    return
+                raise _no_keys()
             self._tried_at = time.monotonic()
             try:
                 async with asyncio.timeout(5):
@@ -177,7 +180,11 @@ class _Keys:
             except (OSError, ValueError) as error:
                 log.warning("keys_fetch_failed", error=error)
                 if not self._keys:
-                    raise Unavailable("The keys that tokens are checked with cannot be read.") from error
+                    raise _no_keys() from error
+
+
+def _no_keys() -> Unavailable:
+    return Unavailable("The keys that tokens are checked with cannot be read.")
 
 
 async def _read(url: str) -> bytes:
@@ -191,9 +198,18 @@ async def _read(url: str) -> bytes:
         async with aiohttp.ClientSession() as session, session.get(url, allow_redirects=False) as reply:
             if reply.status != 200:
                 raise ValueError(f"status {reply.status}")
-            return await reply.content.read(_MAX_JWKS)
+            return await _whole(reply.content)
     except aiohttp.ClientError as error:
         raise OSError("the JWKS cannot be fetched") from error
+
+
+async def _whole(content: StreamReader) -> bytes:
+    document = bytearray()
+    async for piece in content.iter_any():
+        document += piece
+        if len(document) > _MAX_JWKS:
+            raise ValueError("too large")
+    return bytes(document)
 
 
 def _read_file(path: Path) -> bytes:

@@ -70,6 +70,13 @@ class NotFound(RequestError):
     code = "not_found"
 
 
+class RequestTimeout(RequestError):
+    """The request did not arrive in time; the connection cannot be used again."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class Conflict(RequestError):
     """Something different stands under this id already, or the state forbids it."""
 

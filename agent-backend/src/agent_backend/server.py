@@ -20,6 +20,7 @@ from agent_backend.app import create_app, drain, warm
 from agent_backend.errors import OperatorError
 from agent_backend.settings import Settings
 from agent_backend.telemetry import Log
+from agent_backend.web.connections import HttpConnection, SocketConnection
 from agent_backend.web.ops import listen
 from agent_backend.web.services import Services
 
@@ -88,8 +89,8 @@ def config(app: Router, settings: Settings) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
-        ws="websockets-sansio",
+        http=HttpConnection,
+        ws=SocketConnection,
         ws_max_size=_MAX_FRAME,
         ws_per_message_deflate=False,
         ws_ping_interval=15,

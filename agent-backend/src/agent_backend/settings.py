@@ -278,7 +278,7 @@ def _check_together(reader: _Reader, settings: Settings) -> None:
     }
     if settings.environment != "development":
         required["ANTHROPIC_API_KEY"] = bool(settings.anthropic_api_key)
-        if settings.jwks_url.startswith(("file:", "http:")):
+        if settings.jwks_url and "JWKS_URL" not in wrong and urlsplit(settings.jwks_url).scheme != "https":
             reader.wrong("JWKS_URL", "does not begin with https://, which only development may do")
     for name, there in required.items():
         if not there and name not in wrong:

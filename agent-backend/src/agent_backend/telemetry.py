@@ -127,6 +127,10 @@ _SAID_ELSEWHERE = (
 )
 
 
+_CLIENTS_FAULT = ("Invalid HTTP request", "Invalid UTF-8 sequence")
+"""uvicorn's words for bytes that strangers send; nobody here has to look at them."""
+
+
 class _LibraryHandler(logging.Handler):
     """Writes the stdlib logging of libraries in our form: the message's template, never its arguments."""
 
@@ -136,7 +140,9 @@ class _LibraryHandler(logging.Handler):
         error = record.exc_info[1] if record.exc_info else None
         fields: dict[str, Value] = {"logger": record.name, "template": str(record.msg).strip()}
         log = Log("library")
-        if record.levelno >= _LEVELS["error"]:
+        if record.name == "uvicorn.error" and str(record.msg).startswith(_CLIENTS_FAULT):
+            log.debug("library_log", **fields)
+        elif record.levelno >= _LEVELS["error"]:
             log.error("library_log", error=error, **fields)
         elif record.levelno >= _LEVELS["warning"]:
             log.warning("library_log", error=error, **fields)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_backend.engines.base import BlockStart, BlockStop, Delta, StepDone, StepEvent, Usage
+from agent_backend.engines.base import BlockKind, BlockStart, BlockStop, Delta, StepDone, StepEvent, Usage
 from agent_backend.transcript import StoredMessage, to_agui
 from agent_backend.turns.step import StepWriter
 
@@ -141,3 +142,16 @@ def test_what_the_engine_leaves_out_is_noticed() -> None:
     writer.feed([BlockStart(0, "text"), Delta(0, "  ")])
     assert writer.showed_more_than([])
     assert not writer.showed_more_than([{"type": "text", "text": "  "}])
+
+
+@pytest.mark.parametrize("before", ["thinking", "redacted_thinking"])
+def test_text_that_moves_up_because_unseen_blocks_are_dropped_is_told_of(before: BlockKind) -> None:
+    """Thinking that is not shown has a place in the ids all the same; without it, the text has another id."""
+    writer = StepWriter("m7")
+    (started, *_) = writer.feed(
+        [BlockStart(0, before), BlockStop(0), BlockStart(1, "text"), Delta(1, "Hello")]
+    )
+    kept = writer.kept()
+    stored = StoredMessage(1, "m7", "t", "assistant", json.dumps(kept.content))
+    assert json.loads(started)["messageId"] != to_agui([stored])[0]["id"]
+    assert kept.dropped

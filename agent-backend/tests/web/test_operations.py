@@ -155,6 +155,7 @@ REFUSED = {
     "not an object": (b"[]", _JSON, 422, "$"),
     "too large": (b'{"content": "' + b"x" * 2000 + b'"}', _JSON, 413, "$"),
     "no media type": (b'{"content": "x"}', {"Content-Type": ""}, 415, None),
+    "compressed": (b"{}", {**_JSON, "Content-Encoding": "br"}, 415, None),
     "form": (b"content=x", {"Content-Type": "application/x-www-form-urlencoded"}, 415, None),
 }
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from contextlib import suppress
 from typing import Any
 
@@ -100,6 +101,21 @@ def test_a_wrong_item_of_a_list_is_named_by_its_index() -> None:
     with pytest.raises(InvalidRequest) as refused:
         decode_json(b'{"tags": [{"a": "b"}, {"a": 1}], "content": "x"}', NOTE)
     assert refused.value.errors[0].field.startswith("$.tags[1]")
+
+
+@pytest.mark.parametrize("last", [rb"\u0000", rb"\ud800"])
+def test_a_long_name_over_many_items_costs_no_more_than_the_body(last: bytes) -> None:
+    name = b"n" * 100_000
+    body = b'{"' + name + b'": ["' + last + b'"' + b", 1" * 50_000 + b"]}"
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest) as refused:
+            decode_json(body, ANYTHING)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert refused.value.errors[0].field.startswith("$.nnn")
+    assert peak < 100 * len(body)
 
 
 def test_a_control_character_in_a_name_is_refused_and_not_repeated() -> None:

@@ -79,6 +79,16 @@ async def test_a_discrete_metric_has_a_spread(http: aiohttp.ClientSession) -> No
     assert told["days"] == [{"date": "2026-01-02", **spread, "samples": 3, "sources": [PHONE[0]]}]
 
 
+async def test_a_value_too_small_to_divide_does_not_make_its_days_unreadable(
+    http: aiohttp.ClientSession,
+) -> None:
+    least = quantity("steps", "2026-01-02T10:00", "2026-01-05T10:00", 5e-324)
+    assert (await put(http, "/v1/health/samples", {"samples": [least]}))[0] == 200
+    status, told = await get(http, "/v1/health/daily?metric=steps&start=2026-01-01&end=2026-01-06")
+    assert status == 200
+    assert [day["value"] for day in told["days"]] == [0, 0, 0, 0]
+
+
 async def test_another_user_sees_nothing_and_harms_nothing(
     http: aiohttp.ClientSession, settings: Settings
 ) -> None:

@@ -65,9 +65,9 @@ async def beat(connection: Connection, machine_id: str, incarnation: UUID, lease
     return [Heartbeat(*row) for row in rows]
 
 
-async def remove(database: Database, incarnation: UUID, *, only_if_expired: bool) -> None:
+async def remove(on: Database | Connection, incarnation: UUID, *, only_if_expired: bool) -> None:
     """Say goodbye, or bury a machine that was watched to be dead."""
-    await database.fetchval(_REMOVE, incarnation, only_if_expired)
+    await on.fetchval(_REMOVE, incarnation, only_if_expired)
 
 
 async def claimable(

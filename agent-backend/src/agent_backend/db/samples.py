@@ -21,6 +21,8 @@ MAX_SAMPLES = 2000
 MAX_DURATION = dt.timedelta(days=7)
 EARLIEST = dt.datetime(1900, 1, 1, tzinfo=dt.UTC)
 _MAX_ERRORS = 20
+_LEAST = 1e-30
+"""Less is nothing: Postgres fails on divisions that underflow, and the days would be unreadable."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _CONTROL_IN_NOTE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -204,6 +206,8 @@ class _Checker:
             value = 0.0
         elif not 0 <= value <= metric.maximum:
             self.fail("value", f"is not between 0 and {metric.maximum:g} {metric.unit}")
+        elif value < _LEAST:
+            value = 0.0
         return _QuantityRow(sample.id, metric.id, place, sample.start, sample.end, value)
 
     def sleep(self, sample: SleepSample) -> _SleepRow:

@@ -34,7 +34,7 @@ _CANCEL = (
     + " FROM cancel_turn($1, $2, $3, $4, $5, $6) r"
 )
 _REQUESTED_CANCELS = "SELECT * FROM requested_cancels($1)"
-_START = "SELECT start_turn($1, $2, $3, $4, $5, $6)"
+_START = "SELECT * FROM start_turn($1, $2, $3, $4, $5, $6)"
 _SETTLE = (
     "SELECT r.status, r.again, r.cancel, "
     + _CLAIM_COLUMNS.format("r.next")
@@ -263,9 +263,14 @@ async def start_turn(
     turn_id: UUID,
     n: int,
     run_started: bytes,
-) -> bool:
-    """Begin a queued turn at position n; False when the lease is lost. Sent again, it changes nothing."""
-    return await database.fetchval(_START, session_id, incarnation, epoch, turn_id, n, run_started)
+) -> tuple[bool, bool]:
+    """Begin a queued turn at position n; sent again, it changes nothing.
+
+    Returns whether it has begun (else the lease is lost) and whether the turn was asked to stop.
+    """
+    row = await database.fetchrow(_START, session_id, incarnation, epoch, turn_id, n, run_started)
+    assert row is not None
+    return row["begun"], bool(row["cancel"])
 
 
 async def settle(on: Database | Connection, step: Settlement) -> Settled:

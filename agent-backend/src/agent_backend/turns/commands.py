@@ -139,15 +139,9 @@ class Commands:
 
         Yields whether the session is this machine's already, or may be any moment.
         """
-        claiming = self._hub.claiming
-        live = session_id in self._hub.live or session_id in claiming
-        claiming[session_id] = claiming.get(session_id, 0) + 1
-        try:
+        live = session_id in self._hub.live or session_id in self._hub.claiming
+        with self._hub.claim_under_way([session_id]):
             yield live
-        finally:
-            claiming[session_id] -= 1
-            if not claiming[session_id]:
-                del claiming[session_id]
 
 
 def _hash(parts: list[str | None]) -> bytes:

@@ -24,7 +24,23 @@ if TYPE_CHECKING:
 
 _log = Log("committer")
 
-CONNECTION_TROUBLE = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, TimeoutError)
+CONNECTION_TROUBLE = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    # What Postgres answers while it goes, comes, or is full or read-only after a failover. The first two end
+    # statements, whose outcome is then unknown; the others say nothing of what an earlier attempt has done.
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.DiskFullError,
+    asyncpg.ReadOnlySQLTransactionError,
+)
+"""The database cannot be asked now; nothing is wrong with what it was asked."""
+LOCKED = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError, asyncpg.DeadlockDetectedError)
+"""Somebody held the row for too long; nothing was written by this attempt."""
 _MAX_SEGMENT_EVENTS = 2_000
 
 
@@ -125,8 +141,11 @@ class Committer:
             self._in_flight = {}
             self._idle.set()
 
-    async def _write(self, batches: list[Batch]) -> None:
-        """Write frozen batches until each is kept, lost or refused."""
+    async def _write(self, batches: list[Batch], *, unknown: bool = False) -> None:
+        """Write frozen batches until each is kept, lost or refused.
+
+        `unknown`: an attempt was made whose answer is lost, so that these bounds may stand in the log already.
+        """
         delay = 0.1
         while True:
             try:
@@ -135,26 +154,27 @@ class Committer:
                 )
             except CONNECTION_TROUBLE as error:
                 _log.warning("group_commit_retry", error=error, sessions=len(batches))
+                unknown = True
                 batches = [batch for batch in batches if not batch.session.fenced]
                 if not batches:
                     return
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 2.0)
             except asyncpg.PostgresError as error:
-                await self._refused(batches, error)
+                await self._refused(batches, error, unknown=unknown)
                 return
             else:
                 self._finish(batches, kept)
                 return
 
-    async def _refused(self, batches: list[Batch], error: asyncpg.PostgresError) -> None:
+    async def _refused(self, batches: list[Batch], error: asyncpg.PostgresError, *, unknown: bool) -> None:
         if len(batches) > 1:
             middle = len(batches) // 2
-            await self._write(batches[:middle])
-            await self._write(batches[middle:])
+            await self._write(batches[:middle], unknown=unknown)
+            await self._write(batches[middle:], unknown=unknown)
             return
         session = batches[0].session
-        if isinstance(error, asyncpg.LockNotAvailableError | asyncpg.QueryCanceledError):
+        if isinstance(error, LOCKED) and not unknown:
             # Somebody holds the row; nothing was written, so the next tick may try with other bounds.
             self.note(session)
             return

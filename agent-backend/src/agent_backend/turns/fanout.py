@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
@@ -215,6 +216,20 @@ class Hub:
         session.finish()
         self.wake_remote(session.session_id)
 
+    @contextmanager
+    def claim_under_way(self, session_ids: Iterable[UUID]) -> Generator[None]:
+        """Say that these sessions may be this machine's any moment: nobody else here is to take them."""
+        counts, ids = self.claiming, list(session_ids)
+        for session_id in ids:
+            counts[session_id] = counts.get(session_id, 0) + 1
+        try:
+            yield
+        finally:
+            for session_id in ids:
+                counts[session_id] -= 1
+                if not counts[session_id]:
+                    del counts[session_id]
+
     def watch(self, session_id: UUID) -> asyncio.Event:
         """Return an event that is set whenever the session's log may have grown."""
         event = asyncio.Event()
@@ -248,5 +263,5 @@ class Hub:
 
     @property
     def busy(self) -> list[UUID]:
-        """Sessions that run here or are being claimed by a request: not for the sweep."""
+        """Sessions that run here or are being claimed: not for the sweep."""
         return [*self.live, *self.claiming]

@@ -35,16 +35,22 @@ class Watch:
     """Decides which machines are dead, from their heartbeats as this machine sees them; pure.
 
     Dead is who is expired by the database's clock and whose lease has stood still for one lease time by our
-    monotonic clock, over at least two sightings.
+    monotonic clock, while we looked: a time without sightings (we were frozen, or the database was away and
+    nobody could beat) says nothing of anybody, and the watch starts anew after it.
     """
 
     def __init__(self, lease: float) -> None:
         self._lease = lease
+        self._looked = float("-inf")
         self._seen: dict[UUID, tuple[Any, float]] = {}
 
     def observe(self, beats: list[leases.Heartbeat], now: float) -> list[UUID]:
         """Take note of a sighting at `now` (monotonic seconds) and return the dead."""
         dead: list[UUID] = []
+        # Sightings come with our own beats, three in a lease time.
+        if now - self._looked > self._lease / 2:
+            self._seen = {}
+        self._looked = now
         seen: dict[UUID, tuple[Any, float]] = {}
         for beat in beats:
             value, since = self._seen.get(beat.incarnation, (None, now))
@@ -140,7 +146,7 @@ class Recovery:
         if self.dead:
             self._sweep_now.set()
         for incarnation in self._watch.long_dead(now):
-            await leases.remove(self._database, incarnation, only_if_expired=True)
+            await leases.remove(connection, incarnation, only_if_expired=True)
 
     # --- listening ---
 
@@ -177,27 +183,27 @@ class Recovery:
 
     async def _sweep_forever(self) -> None:
         interval = min(5.0, self._lease / 3)
-        while not self.superseded:
+        while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval):
                     await self._sweep_now.wait()
             self._sweep_now.clear()
             try:
-                await self.sweep()
+                if not self.superseded:
+                    await self.sweep()
             except _TROUBLE as error:
                 _log.warning("sweep_failed", error=error)
+            # A superseded process may still have readers, and its successor believes itself alone.
             self._hub.wake_all_remote()
 
     async def sweep(self) -> None:
         """Take sessions whose work nobody does, let go of those taken from here, pass on cancel requests."""
-        for claim in await self._claims():
-            _log.info("session_taken", session_id=claim.session_id, epoch=claim.epoch, state=claim.turn_state)
-            self._runner.begin(claim)
+        await self._take_up()
         if self._hub.live:
             await self._runner.let_go()
             await self._runner.cancel_requested(list(self._hub.live))
 
-    async def _claims(self) -> list[leases.Claim]:
+    async def _take_up(self) -> None:
         """Take sessions that have work and no living owner.
 
         What this machine runs is asked for again after the database was: requests accept turns meanwhile.
@@ -209,8 +215,14 @@ class Recovery:
         busy = set(hub.busy)
         free = [(session_id, epoch) for session_id, epoch in found if session_id not in busy]
         if not free:
-            return []
-        return await leases.claim(self._database, self._incarnation, self.dead, free)
+            return
+        # Requests that come before the answer must know that these sessions may be ours.
+        with hub.claim_under_way(session_id for session_id, _ in free):
+            for claim in await leases.claim(self._database, self._incarnation, self.dead, free):
+                _log.info(
+                    "session_taken", session_id=claim.session_id, epoch=claim.epoch, state=claim.turn_state
+                )
+                self._runner.begin(claim)
 
 
 def _set(event: asyncio.Event, _connection: object) -> None:

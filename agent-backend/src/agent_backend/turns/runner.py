@@ -72,10 +72,12 @@ class Runner:
 
     async def _run(self, live: LiveSession, claim: Claim, older: LiveSession | None) -> None:
         if older is not None:
-            # It has released the session but perhaps not yet told its readers of the end.
-            if older.task is not None:
-                await asyncio.wait([older.task], timeout=_OLDER_EPOCH_SECONDS)
-            self._hub.add(live)
+            # It has released the session but perhaps not yet told its readers of the end. Between its going
+            # and our coming a request must not believe that nobody here has the session.
+            with self._hub.claim_under_way([live.session_id]):
+                if older.task is not None:
+                    await asyncio.wait([older.task], timeout=_OLDER_EPOCH_SECONDS)
+                self._hub.add(live)
         self._notifier.log_grew(live.session_id)
         try:
             await self._turns(live, claim)
@@ -131,10 +133,10 @@ class Runner:
         text = "\n\n".join(block["text"] for block in blocks)
         event = run_started(live.session_id, claim.turn_id, claim.message_id or "", text)
         # Positions follow commit order: nothing of this session may still be on its way to the log.
-        await self._committer.take_over(live)
         try:
+            await self._committer.take_over(live)
             numbered = live.number([event])
-            begun = await store.start_turn(
+            begun, cancel = await store.start_turn(
                 self._database,
                 live.session_id,
                 self._incarnation,
@@ -150,7 +152,10 @@ class Runner:
         live.publish_settled(numbered)
         self._notifier.log_grew(live.session_id)
         return claim._replace(
-            turn_state="running", last_message=claim.last_message + 1, attempts=claim.attempts + 1
+            turn_state="running",
+            last_message=claim.last_message + 1,
+            attempts=claim.attempts + 1,
+            cancel_requested=cancel,
         )
 
     # --- ends ---

@@ -19,13 +19,11 @@ from agent_backend.errors import LeaseLost
 from agent_backend.sessions import FinalState
 from agent_backend.telemetry import Log
 from agent_backend.tools.base import Effect
-from agent_backend.turns.committer import CONNECTION_TROUBLE, Committer
+from agent_backend.turns.committer import CONNECTION_TROUBLE, LOCKED, Committer
 from agent_backend.turns.fanout import LiveSession, Numbered
 from agent_backend.turns.notifier import Notifier
 
 _log = Log("settling")
-
-_LOCKED = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError, asyncpg.DeadlockDetectedError)
 
 
 class Settler:
@@ -56,10 +54,10 @@ class Settler:
 
         Raises LeaseLost when the session is no longer ours, or the database stayed away for too long.
         """
-        pending = await self._committer.take_over(live)
         before = live.next_n
-        numbered = live.number(events)
         try:
+            pending = await self._committer.take_over(live)
+            numbered = live.number(events)
             step = store.Settlement(
                 session_id=live.session_id,
                 incarnation=self._incarnation,
@@ -91,6 +89,7 @@ class Settler:
     async def _send(self, live: LiveSession, step: store.Settlement, effect: Effect | None) -> store.Settled:
         give_up_at = time.monotonic() + self._patience
         delay = 0.05
+        unknown = False
         while True:
             if live.fenced:
                 raise LeaseLost
@@ -98,10 +97,17 @@ class Settler:
                 if effect is None:
                     return await store.settle(self._database, step)
                 return await self._with_effect(step, effect)
-            except (*CONNECTION_TROUBLE, *_LOCKED) as error:
+            except (*CONNECTION_TROUBLE, *LOCKED) as error:
                 _log.warning("settle_retry", error=error, session_id=live.session_id)
+                unknown = unknown or not isinstance(error, LOCKED)
                 if time.monotonic() > give_up_at:
                     raise LeaseLost from error
+            except asyncpg.PostgresError as error:
+                if unknown:
+                    # An attempt before this one may have been committed: only the log knows now.
+                    _log.error("settle_unclear", error=error, session_id=live.session_id)
+                    raise LeaseLost from error
+                raise
             await asyncio.sleep(delay)
             delay = min(delay * 2, 2.0)
 

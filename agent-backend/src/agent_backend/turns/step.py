@@ -29,7 +29,10 @@ class _Block:
 
 
 class Kept(NamedTuple):
-    """What remains of a step that did not end: its visible text, and whether anything shown is dropped."""
+    """What remains of a step that did not end: its visible text.
+
+    `dropped`: something shown is left out, or what remains has other ids now that blocks before it are gone.
+    """
 
     content: list[dict[str, Any]]
     dropped: bool
@@ -154,7 +157,6 @@ class StepWriter:
         The provider refuses thinking without its signature, a tool call without its whole input, and text
         that is white space only.
         """
-        announced = [block for block in self._blocks.values() if block.announced]
-        texts = ["".join(block.text) for block in announced if block.kind == "text"]
+        texts = ["".join(block.text) for block in self._blocks.values() if block.kind == "text"]
         content = [{"type": "text", "text": text} for text in texts if text.strip()]
-        return Kept(content, dropped=len(content) < len(announced))
+        return Kept(content, dropped=len(content) < self._kept)

@@ -36,6 +36,7 @@ _PROBLEMS = {
     401: "There is no valid token.",
     403: "The token is valid, and this is not allowed.",
     404: "No such thing for this user.",
+    408: "The body did not arrive in time.",
     409: "Something different stands under this id, or the state forbids it.",
     413: "The body is too large.",
     415: "The body is not of a type that is read here.",
@@ -196,7 +197,7 @@ def _problems(op: Operation) -> set[int]:
     if op.auth:
         statuses |= {401, 503}
     if op.body is not None:
-        statuses |= {400, 413, 415, 422}
+        statuses |= {400, 408, 413, 415, 422}
     if op.query is not None:
         statuses |= {400, 422}
     if _PARAMETER.search(op.path):

@@ -30,7 +30,7 @@ from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from agent_backend.auth import Principal, bearer
-from agent_backend.errors import FieldError, InvalidRequest, NotFound, Unauthorized
+from agent_backend.errors import FieldError, InvalidRequest, NotFound, RequestTimeout, Unauthorized
 from agent_backend.telemetry import Log, metrics
 from agent_backend.web.problems import Broken, MethodNotAllowed, UpgradeRequired, respond, translate
 from agent_backend.web.requests import (
@@ -248,7 +248,7 @@ class Operation:
             # The client has seen a beginning; only a broken connection tells it that this is not the end.
             raise error
         response = respond(known, call.request_id)
-        if isinstance(known, TooLargeToDrain):
+        if isinstance(known, (TooLargeToDrain, RequestTimeout)):
             response.raw_headers.append((b"connection", b"close"))
         _finish(response, call.request_id)
         await response(call.scope, receive, sending)

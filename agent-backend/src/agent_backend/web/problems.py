@@ -45,6 +45,13 @@ class MethodNotAllowed(RequestError):
         self.allowed = allowed
 
 
+class HeadTooLarge(RequestError):
+    """Request line and headers are longer than we read."""
+
+    status = 431
+    code = "head_too_large"
+
+
 class UpgradeRequired(RequestError):
     """The path is a WebSocket's."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -19,11 +19,14 @@ from agent_backend.errors import (
     InvalidRequest,
     MalformedRequest,
     PayloadTooLarge,
+    RequestTimeout,
     UnsupportedMediaType,
 )
 
 T = TypeVar("T")
 
+BODY_SECONDS = 60.0
+"""What a client has to send a body in: 8 MiB at the uplink of a poor phone connection."""
 DRAIN_BYTES = 32 * 1024 * 1024
 _DRAIN_SECONDS = 10
 
@@ -33,6 +36,8 @@ _SUSPECT = re.compile(rb"\\(?:u00[017]|[bf])|\x7f")
 """How such a character can stand in a body that is valid JSON."""
 _MOST_ITEMS = 10_000
 """The index of a wrong item is looked for among so many."""
+_Place: TypeAlias = "tuple[_Place, str | int] | None"
+"""Where a value stands: its parent's place, and its key or index there; None for the root."""
 _AT_PATH = re.compile(r"^(?P<reason>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)
 
 
@@ -60,17 +65,27 @@ def require_json(scope: Scope) -> None:
     media_type, _, _ = (header(scope, b"content-type") or "").partition(";")
     if media_type.strip().lower() != "application/json":
         raise UnsupportedMediaType("The body must be application/json.")
+    if (header(scope, b"content-encoding") or "identity").strip().lower() != "identity":
+        raise UnsupportedMediaType("The body must not be compressed.")
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """Return the body, at most `limit` bytes of it.
 
-    Raises PayloadTooLarge as soon as the limit is passed (or announced to be), ClientGone.
+    Raises PayloadTooLarge as soon as the limit is passed (or announced to be), RequestTimeout, ClientGone.
     """
     announced = header(scope, b"content-length")
     if announced is not None and announced.isdigit() and int(announced) > limit:
         expects = header(scope, b"expect") is not None  # then the client has not sent it yet
         raise await _too_large(receive, limit, 0 if expects or int(announced) > DRAIN_BYTES else DRAIN_BYTES)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await _whole(receive, limit)
+    except TimeoutError:
+        raise RequestTimeout(f"The body did not arrive within {BODY_SECONDS:g} seconds.") from None
+
+
+async def _whole(receive: Receive, limit: int) -> bytes:
     body = bytearray()
     while True:
         message = await receive()
@@ -147,24 +162,33 @@ def _refuse_surrogates(body: bytes) -> None:
 
 
 def _refuse_forbidden(decoded: Any) -> None:
-    for path, text in _strings(decoded, "$"):
+    for place, text in _strings(decoded):
         if _FORBIDDEN.search(text):
-            raise _bad_text(path, text)
+            raise _bad_text(_path(place), text)
 
 
-def _strings(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Yield every string of a decoded document with its path; keys count as strings of their object."""
-    pending: list[tuple[Any, str]] = [(value, path)]
+def _strings(value: Any) -> Iterator[tuple[_Place, str]]:
+    """Yield every string of a decoded document with its place; keys count as strings of their object."""
+    pending: list[tuple[Any, _Place]] = [(value, None)]
     while pending:
         item, at = pending.pop()
         if isinstance(item, str):
             yield at, item
         elif isinstance(item, list):
-            pending.extend((each, f"{at}[{index}]") for index, each in enumerate(item))
+            pending.extend((each, (at, index)) for index, each in enumerate(item))
         elif isinstance(item, dict):
             for key, each in item.items():
                 yield at, key
-                pending.append((each, f"{at}.{key}"))
+                pending.append((each, (at, key)))
+
+
+def _path(place: _Place) -> str:
+    """Spell a place out; done for the one that is refused, because paths of many items are huge together."""
+    steps: list[str] = []
+    while place is not None:
+        place, step = place
+        steps.append(f"[{step}]" if isinstance(step, int) else f".{step}")
+    return "$" + "".join(reversed(steps))
 
 
 def _at_index(

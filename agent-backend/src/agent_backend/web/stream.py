@@ -163,6 +163,9 @@ class Follower:
         position = marker.settled
         while True:
             page = await log.read(self._machine.database, self._user_id, self._session_id, position)
+            if page is not None and position < page.floor:
+                # Compacted since the marker was read: what it is to close can no longer be told.
+                raise CutOff
             for item in page.items if page is not None else []:
                 if isinstance(item, log.Marker) or item[0] > marker.at:
                     return events
@@ -198,17 +201,16 @@ class Follower:
 
     async def _resync(self) -> list[Placed]:
         """Return the settled conversation as a run's beginning, with a new cursor on its last event."""
+        # Before the messages: a turn that had ended by then has all of its messages among them.
+        ended = await self._own_end()
         read = await store.read_messages(self._machine.database, self._user_id, self._session_id)
         if read is None:
             raise NotFound("There is no such session.")
+        if ended is None and self._turn_id != read.turn_id and await self._own_end():
+            # It ended in between, and another has begun: look again.
+            return await self._resync()
         self.cursor = read.settled
-        turn_id, state = read.turn_id, read.turn_state
-        if self._turn_id is not None:
-            own = await store.read_turn(
-                self._machine.database, self._user_id, self._session_id, self._turn_id
-            )
-            if own is not None and own.state in FINAL:
-                turn_id, state = self._turn_id, own.state
+        turn_id, state = (self._turn_id, ended) if ended else (read.turn_id, read.turn_state)
         if turn_id is None or state is None:
             return []
         thread, run = str(self._session_id), str(turn_id)
@@ -220,6 +222,13 @@ class Follower:
             events.append(_end_of_run(thread, run, state))
         # Only the last carries the new cursor: who is cut before it gets the whole again.
         return [*(Placed(None, event) for event in events[:-1]), Placed(read.settled, events[-1])]
+
+    async def _own_end(self) -> str | None:
+        """Return the final state of the turn that is asked for; None while it has none."""
+        if self._turn_id is None:
+            return None
+        own = await store.read_turn(self._machine.database, self._user_id, self._session_id, self._turn_id)
+        return own.state if own is not None and own.state in FINAL else None
 
 
 def _end_of_run(thread: str, run: str, state: str) -> bytes:

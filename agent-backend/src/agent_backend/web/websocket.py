@@ -182,7 +182,10 @@ class _Connection:
         await self._send(Unsubscribed(session, resume=resume))
 
     async def _send(self, frame: ServerFrame) -> None:
-        await self._socket.send_text(msgspec.json.encode(frame).decode())
+        try:
+            await self._socket.send_text(msgspec.json.encode(frame).decode())
+        except RuntimeError as error:  # the protocol has closed it already, over a frame that broke the rules
+            raise WebSocketDisconnect(1006) from error
 
 
 @socket(
