@@ -142,7 +142,8 @@ async def test_a_commit_refused_after_an_unknown_outcome_leaves_no_overlap(
             cut(machine)
         await wait_until(lambda: _over(fleet, machine, session))
         rows = await other.fetch(
-            "SELECT epoch, first, last FROM myhealth.segments WHERE session_id = $1 ORDER BY epoch, first, last",
+            "SELECT epoch, first, last FROM myhealth.segments WHERE session_id = $1 "
+            "ORDER BY epoch, first, last",
             session,
         )
     for before, after in itertools.pairwise(rows):
@@ -178,9 +179,11 @@ async def test_a_session_is_not_taken_twice_by_sweep_and_request(fleet: Fleet, d
 
 
 async def _blocked(watcher: asyncpg.Connection, statement: str) -> bool:
-    return await watcher.fetchval(
-        f"SELECT count(*) > 0 {_BACKENDS} AND query LIKE $1 AND cardinality(pg_blocking_pids(pid)) > 0",
-        f"%{statement}%",
+    return bool(
+        await watcher.fetchval(
+            f"SELECT count(*) {_BACKENDS} AND query LIKE $1 AND cardinality(pg_blocking_pids(pid)) > 0",
+            f"%{statement}%",
+        )
     )
 
 

@@ -144,7 +144,7 @@ class Committer:
     async def _write(self, batches: list[Batch], *, unknown: bool = False) -> None:
         """Write frozen batches until each is kept, lost or refused.
 
-        `unknown`: an attempt was made whose answer is lost, so that these bounds may stand in the log already.
+        `unknown`: an attempt was made whose answer is lost, so these bounds may stand in the log already.
         """
         delay = 0.1
         while True:
