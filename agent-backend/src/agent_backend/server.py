@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import select
 import signal
+from collections.abc import Sequence
 from socket import socket
 from types import FrameType
 
@@ -19,6 +21,7 @@ from agent_backend import telemetry
 from agent_backend.app import create_app, drain, warm
 from agent_backend.errors import OperatorError
 from agent_backend.settings import Settings
+from agent_backend.sleeping import Sleeper
 from agent_backend.telemetry import Log
 from agent_backend.web.connections import HttpConnection, SocketConnection
 from agent_backend.web.ops import listen
@@ -40,6 +43,9 @@ class Server(uvicorn.Server):
     """uvicorn's server with our order of starting and stopping."""
 
     _warming: asyncio.Task[None] | None = None
+    _sleeping: asyncio.Task[None] | None = None
+    _listening: Sequence[socket] = ()
+    _asleep = False
 
     @property
     def services(self) -> Services:
@@ -58,6 +64,9 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket] | None = None) -> None:
         """Start, then warm up behind the first requests."""
         await super().startup(sockets)
+        self._listening = sockets or ()
+        if self.services.settings.sleep != "never":
+            self._sleeping = asyncio.create_task(Sleeper(self.services, self._quiet, self._leave).run())
         # What the boot made stays: the collector need not look at it again.
         gc.freeze()
         gc.set_threshold(_YOUNG_OBJECTS, 10, 10)
@@ -73,9 +82,36 @@ class Server(uvicorn.Server):
         # As after the boot: a full collection over what the imports made holds up every stream.
         gc.freeze()
 
+    # --- sleeping ---
+
+    def _quiet(self) -> bool:
+        """Whether no connection is open but idle ones, which are closed by that."""
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, HttpConnection):
+                connection.close_if_idle()
+        return not self.server_state.tasks and not any(
+            not each.transport.is_closing() for each in self.server_state.connections
+        )
+
+    def _leave(self) -> bool:
+        """Stop listening and end, unless a connection is waiting to be accepted.
+
+        After this a connection is refused at once, so that the proxy tries again and wakes the next process.
+        """
+        if select.select(self._listening, [], [], 0)[0]:
+            return False
+        for server in self.servers:
+            server.close()
+        for each in self._listening:
+            each.close()
+        self._asleep = self.should_exit = True
+        return True
+
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Drain while still accepting, then close."""
-        if not self.force_exit:
+        if self._sleeping is not None:
+            self._sleeping.cancel()
+        if not self.force_exit and not self._asleep:
             await drain(self.services)
         if self._warming is not None:
             self._warming.cancel()

@@ -19,6 +19,7 @@ from agent_backend.errors import SettingsError
 
 Environment: TypeAlias = Literal["development", "staging", "production"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+Sleep: TypeAlias = Literal["never", "exit", "suspend"]
 
 DEVELOPMENT_ISSUER = "https://development.invalid/auth/v1"
 
@@ -26,6 +27,7 @@ _ANTHROPIC = "https://api.anthropic.com"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ENVIRONMENTS: tuple[Environment, ...] = ("development", "staging", "production")
 _LOG_LEVELS: tuple[LogLevel, ...] = ("debug", "info", "warning", "error")
+_SLEEPS: tuple[Sleep, ...] = ("never", "exit", "suspend")
 
 T = TypeVar("T", bound=str)
 
@@ -90,6 +92,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pool_max: int
     drain_seconds: float
     """What running turns get after SIGTERM; less than fly.toml's kill_timeout."""
+    sleep: Sleep
+    """How an idle server sleeps: it ends with 0, or has its machine suspended through the machine's API."""
+    idle_seconds: float
+    """Without a turn, a reader or a request for so long, it sleeps."""
+    fly_api_socket: Path
+    """The machine's own API: a Unix socket on every Fly machine."""
     event_retention_days: float
     """When events of finished turns shrink to their messages; 0 keeps them."""
     max_body_bytes: int
@@ -119,6 +127,9 @@ VARIABLES: dict[str, str] = {
     "POOL_MIN": "connections kept open, 1 to 100 (default 2)",
     "POOL_MAX": "connections at most, 1 to 100 (default 10)",
     "DRAIN_SECONDS": "0 to 290 (default 25)",
+    "SLEEP": "never | exit | suspend: what an idle server does (default never)",
+    "IDLE_SECONDS": "0.1 to 86400: idle for so long, it sleeps (default 300)",
+    "FLY_API_SOCKET": "Unix socket of the machine's own API, for SLEEP=suspend (default /.fly/api)",
     "EVENT_RETENTION_DAYS": "0 to 3650, 0 keeps all (default 30)",
     "MAX_BODY_BYTES": "1024 to 33554432 (default 1048576)",
     "LOG_LEVEL": "debug | info | warning | error (default info)",
@@ -252,6 +263,9 @@ def _read(reader: _Reader) -> Settings:
         pool_min=reader.number("POOL_MIN", 2, 1, 100),
         pool_max=reader.number("POOL_MAX", 10, 1, 100),
         drain_seconds=reader.seconds("DRAIN_SECONDS", 25, 0, 290),
+        sleep=reader.one_of("SLEEP", "never", _SLEEPS),
+        idle_seconds=reader.seconds("IDLE_SECONDS", 300, 0.1, 86400),
+        fly_api_socket=Path(reader.get("FLY_API_SOCKET") or "/.fly/api"),
         event_retention_days=reader.seconds("EVENT_RETENTION_DAYS", 30, 0, 3650),
         max_body_bytes=reader.number("MAX_BODY_BYTES", 1024 * 1024, 1024, 32 * 1024 * 1024),
         log_level=reader.one_of("LOG_LEVEL", "info", _LOG_LEVELS),

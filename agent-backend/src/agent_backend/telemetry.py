@@ -205,6 +205,10 @@ class Metrics:
         self.model_cost_usd_micros = 0
         self.db_pool_in_use: Callable[[], int] = lambda: 0
         """Asked at each scrape; the app sets it once the pool is open."""
+        self.suspends = 0
+        """How often this process had its machine suspended."""
+        self.thaws = 0
+        """How often this process found that it had stood still."""
         self.boot_seconds: dict[str, float] = {}
         """phase -> seconds since the process started."""
 
@@ -225,6 +229,8 @@ def _counters(of: Metrics) -> Iterable[tuple[str, str, Sequence[Sample]]]:
         [({"outcome": outcome}, n) for outcome, n in of.model_calls.items()],
     )
     yield "model_tokens", "Tokens billed", [({"kind": kind}, n) for kind, n in of.model_tokens.items()]
+    yield "suspends", "Times this process had its machine suspended", [({}, of.suspends)]
+    yield "thaws", "Times this process had stood still", [({}, of.thaws)]
     yield "model_cost_usd", "Price of the model calls", [({}, of.model_cost_usd_micros / 1e6)]
 
 

@@ -12,6 +12,7 @@ from agent_backend.db.pool import Connection, Database
 
 _REGISTER = "SELECT register_machine($1, $2, $3)"
 _BEAT = "SELECT * FROM beat($1, $2, $3)"
+_WORK_LEFT = "SELECT work_left($1)"
 _REMOVE = "SELECT remove_machine($1, $2)"
 _CLAIMABLE = "SELECT * FROM claimable_sessions($1, $2, $3, $4)"
 _CLAIM = "SELECT * FROM claim_sessions($1, $2, $3, $4)"
@@ -68,6 +69,11 @@ async def beat(connection: Connection, machine_id: str, incarnation: UUID, lease
 async def remove(on: Database | Connection, incarnation: UUID, *, only_if_expired: bool) -> None:
     """Say goodbye, or bury a machine that was watched to be dead."""
     await on.fetchval(_REMOVE, incarnation, only_if_expired)
+
+
+async def work_left(database: Database, incarnation: UUID) -> bool:
+    """Say whether there are unfinished turns that no other living machine runs."""
+    return await database.fetchval(_WORK_LEFT, incarnation)
 
 
 async def claimable(

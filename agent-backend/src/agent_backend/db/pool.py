@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import weakref
 from contextlib import asynccontextmanager
 from functools import cache
 from importlib import resources
@@ -53,6 +54,7 @@ class Database:
             "idle_in_transaction_session_timeout": str(lock_timeout_ms),
         }
         self._pool: asyncpg.Pool | None = None
+        self._opened: weakref.WeakSet[asyncpg.Connection] = weakref.WeakSet()
 
     async def open(self) -> None:
         """Connect. Raises OSError or asyncpg.PostgresError when the database does not answer."""
@@ -64,7 +66,22 @@ class Database:
             max_inactive_connection_lifetime=0,
             command_timeout=30,
             reset=_keep_state,
+            connect=self._open_one,
         )
+
+    async def _open_one(self, *args: Any, **options: Any) -> asyncpg.Connection:
+        connection = await asyncpg.connect(*args, **options)
+        self._opened.add(connection)
+        return connection
+
+    def renew(self) -> None:
+        """Drop every connection of the pool; new ones are made as they are needed.
+
+        For after a freeze: a connection may look alive and be dead at the other end. Statements in flight
+        fail as if the connection had broken, which is what is feared.
+        """
+        for connection in list(self._opened):
+            connection.terminate()
 
     async def connect(self) -> asyncpg.Connection:
         """Open a connection beside the pool (heartbeat, LISTEN); the caller closes it."""

@@ -102,6 +102,30 @@ class Machine:
         """Another process runs under this machine's id: this one owns nothing any more."""
         return self._recovery.superseded
 
+    @property
+    def resting(self) -> bool:
+        """Whether this machine has let go of the database, to be suspended."""
+        return self._recovery.resting
+
+    def rest(self) -> None:
+        """Let go of the database before the machine is suspended."""
+        self._recovery.rest()
+
+    async def wake(self, why: str) -> None:
+        """Come back from `rest`."""
+        if self.resting:
+            _log.info("woke", why=why)
+            self._recovery.wake()
+
+    async def work_left(self) -> bool:
+        """Say whether anything here or unowned in the database is not finished: then nobody may sleep.
+
+        Raises what asking the database raises.
+        """
+        if self.hub.live or self.hub.claiming:
+            return True
+        return await leases.work_left(self.database, self.incarnation)
+
     def _written(self, live: LiveSession) -> None:
         self._notifier.log_grew(live.session_id)
 

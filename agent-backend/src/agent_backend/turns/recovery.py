@@ -10,23 +10,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncGenerator
 from functools import partial
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
 
 from agent_backend.db import leases
 from agent_backend.db.pool import Database
-from agent_backend.telemetry import Log
+from agent_backend.telemetry import Log, metrics
 from agent_backend.turns.fanout import Hub
 from agent_backend.turns.notifier import CHANNEL, Notifier, read_notice
 from agent_backend.turns.runner import Runner
+from agent_backend.turns.watchdog import Clocks, watch
 
 _log = Log("recovery")
 
 _TROUBLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
 _CLAIM_LIMIT = 50
+_RECONNECT_SECONDS: Final = 0.05
 _BURY_AFTER = 10
 """Lease times after which a dead machine's row is removed."""
 
@@ -94,6 +97,12 @@ class Recovery:
         self._notifier = notifier
         self._watch = Watch(lease)
         self._sweep_now = asyncio.Event()
+        self._beat_now = asyncio.Event()
+        self._awake = asyncio.Event()
+        self._awake.set()
+        self._own_connections: set[asyncpg.Connection] = set()
+        # A busy machine is late by less; a thaw that stays below it has cost neither lease nor connections.
+        self._clocks = Clocks(max(2.0, lease / 3))
         self.dead: list[UUID] = []
         self.superseded = False
 
@@ -103,11 +112,48 @@ class Recovery:
             await leases.register(connection, self._machine_id, self._incarnation, self._lease)
 
     async def run(self) -> None:
-        """Beat, listen and sweep until cancelled."""
+        """Beat, listen, sweep and watch the clocks until cancelled."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(watch(self._clocks, self._thawed))
             group.create_task(self._beat_forever())
             group.create_task(self._listen_forever())
             group.create_task(self._sweep_forever())
+
+    # --- standing still ---
+
+    def _thawed(self, seconds: float) -> None:
+        """Trust no connection after a freeze, ask at once whether the lease is still ours, look for work."""
+        _log.warning("thawed", seconds=round(seconds, 1), sessions=len(self._hub.live))
+        metrics.thaws += 1
+        self._runner.thawed()
+        self._database.renew()
+        self.reconnect()
+
+    def reconnect(self) -> None:
+        """Open the connections beside the pool anew, beat and sweep: now."""
+        for connection in list(self._own_connections):
+            connection.terminate()
+        self._beat_now.set()
+        self._sweep_now.set()
+
+    @property
+    def resting(self) -> bool:
+        """Whether this machine has let go of the database, to be suspended."""
+        return not self._awake.is_set()
+
+    def rest(self) -> None:
+        """Let go of the database: what is connected now would be dead after a suspend."""
+        self._awake.clear()
+        self._database.renew()
+        for connection in list(self._own_connections):
+            connection.terminate()
+
+    def wake(self) -> None:
+        """End what `rest` began."""
+        self._awake.set()
+        # The pool may have reconnected before the machine stood still.
+        self._database.renew()
+        self.reconnect()
 
     # --- heartbeat ---
 
@@ -115,15 +161,16 @@ class Recovery:
         """Beat on a connection of its own: a busy pool must not cost the lease."""
         while not self.superseded:
             try:
-                connection = await self._database.connect()
-                try:
+                async with self._own_connection() as connection:
                     while not self.superseded:
-                        await self._beat(connection)
-                        await asyncio.sleep(self._lease / 3)
-                finally:
-                    # The connection may be what is broken, so its closing is not waited for.
-                    connection.terminate()
+                        self._beat_now.clear()
+                        # A connection that a freeze has killed says nothing for as long as it is listened to.
+                        async with asyncio.timeout(self._lease / 3):
+                            await self._beat(connection)
+                        await _first_of(self._beat_now, self._lease / 3)
             except _TROUBLE as error:
+                if self.resting:
+                    continue
                 _log.warning("heartbeat_failed", error=error)
                 await asyncio.sleep(min(1.0, self._lease / 6))
 
@@ -134,12 +181,16 @@ class Recovery:
             # Others have buried us, so their claims may have ended our epochs; the fences decide which.
             _log.warning("lease_was_buried", machine=self._machine_id)
             await leases.register(connection, self._machine_id, self._incarnation, self._lease)
+            self._sweep_now.set()
         elif own.incarnation != self._incarnation:
             _log.error("superseded", machine=self._machine_id)
             self.superseded = True
             self._runner.lost_all()
             return
         now = time.monotonic()
+        apart = self._clocks.compare(beats[0].database_time.timestamp(), now) if beats else 0.0
+        if apart:
+            self._thawed(apart)
         others = [beat for beat in beats if beat.incarnation != self._incarnation]
         self.dead = self._watch.observe(others, now)
         self._notifier.alone = not [beat for beat in others if beat.alive_until > beat.database_time]
@@ -153,21 +204,32 @@ class Recovery:
     async def _listen_forever(self) -> None:
         while True:
             try:
-                connection = await self._database.connect()
-                closed = asyncio.Event()
-                connection.add_termination_listener(partial(_set, closed))
-                try:
+                async with self._own_connection() as connection:
+                    closed = asyncio.Event()
+                    connection.add_termination_listener(partial(_set, closed))
                     await connection.add_listener(CHANNEL, self._heard)
                     await self._notifier.hello()
                     # What was told before we listened is lost to us: look at everything once.
                     self._hub.wake_all_remote()
                     self._sweep_now.set()
                     await closed.wait()
-                finally:
-                    connection.terminate()
+                await asyncio.sleep(_RECONNECT_SECONDS)
             except _TROUBLE as error:
                 _log.warning("listen_failed", error=error)
-            await asyncio.sleep(min(1.0, self._lease / 6))
+                await asyncio.sleep(min(1.0, self._lease / 6))
+
+    @contextlib.asynccontextmanager
+    async def _own_connection(self) -> AsyncGenerator[asyncpg.Connection]:
+        """Open a connection beside the pool, once this machine does not rest."""
+        await self._awake.wait()
+        connection = await self._database.connect()
+        self._own_connections.add(connection)
+        try:
+            yield connection
+        finally:
+            self._own_connections.discard(connection)
+            # The connection may be what is broken, so its closing is not waited for.
+            connection.terminate()
 
     def _heard(self, _connection: Any, _pid: int, _channel: str, payload: object) -> None:
         notice = read_notice(str(payload))
@@ -184,10 +246,9 @@ class Recovery:
     async def _sweep_forever(self) -> None:
         interval = min(5.0, self._lease / 3)
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(interval):
-                    await self._sweep_now.wait()
+            await _first_of(self._sweep_now, interval)
             self._sweep_now.clear()
+            await self._awake.wait()
             try:
                 if not self.superseded:
                     await self.sweep()
@@ -227,3 +288,10 @@ class Recovery:
 
 def _set(event: asyncio.Event, _connection: object) -> None:
     event.set()
+
+
+async def _first_of(event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, but not for longer than this."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

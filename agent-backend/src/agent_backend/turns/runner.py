@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from uuid import UUID
 
@@ -29,6 +30,8 @@ _log = Log("runner")
 MAX_ATTEMPTS = 5
 """A turn that brought down its owner this often is ended: it may be what brings them down."""
 _OLDER_EPOCH_SECONDS = 2.0
+_AFTER_THAW_SECONDS = 90.0
+"""A connection that a freeze has killed keeps silent until the idle timeout of a model call, and more."""
 
 
 class Runner:
@@ -59,6 +62,7 @@ class Runner:
         self._engines = engines
         self._situation_of = situation_of
         self._tasks: set[asyncio.Task[None]] = set()
+        self._thawed_at = float("-inf")
 
     def begin(self, claim: Claim) -> None:
         """Take up a session this machine has just claimed."""
@@ -115,6 +119,7 @@ class Runner:
             settler=self._settler,
             toolbox=self._toolbox,
             situation_of=self._situation_of,
+            restarts=self._recently_thawed,
         )
         if claim.attempts > MAX_ATTEMPTS:
             return await turn.fail("gave_up", "This turn could not be finished.")
@@ -157,6 +162,13 @@ class Runner:
             attempts=claim.attempts + 1,
             cancel_requested=cancel,
         )
+
+    def thawed(self) -> None:
+        """Note that this process stood still: model calls that break now were broken by that."""
+        self._thawed_at = time.monotonic()
+
+    def _recently_thawed(self) -> bool:
+        return time.monotonic() - self._thawed_at < _AFTER_THAW_SECONDS
 
     # --- ends ---
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
@@ -20,7 +21,7 @@ from agent_backend.db import sessions as store
 from agent_backend.db.leases import Claim
 from agent_backend.db.pool import Database
 from agent_backend.engines.base import Engine, StepDone, StepRequest
-from agent_backend.errors import EngineError
+from agent_backend.errors import EngineError, LeaseLost
 from agent_backend.sessions import FinalState
 from agent_backend.telemetry import Log, metrics
 from agent_backend.tools.base import ToolResult
@@ -68,6 +69,7 @@ class TurnRun:
         settler: Settler,
         toolbox: Toolbox,
         situation_of: SituationOf,
+        restarts: Callable[[], bool] = lambda: False,
     ) -> None:
         assert claim.turn_id is not None, "a turn is claimed with its session"
         self._live = live
@@ -79,6 +81,7 @@ class TurnRun:
         self._settler = settler
         self._toolbox = toolbox
         self._situation_of = situation_of
+        self._restarts = restarts
         self._stored: list[StoredMessage] = []
         self._context: StoredMessage | None = None
         self._situation: Situation | None = None
@@ -155,6 +158,9 @@ class TurnRun:
         except EngineError as error:
             metrics.model_calls[error.code] += 1
             _log.warning("model_call_failed", error=error, turn_id=self._turn_id, code=error.code)
+            if error.retryable and error.started and self._restarts():
+                # Not the model's failure: the step begins anew under a new epoch, as after a crash.
+                raise LeaseLost from error
             return await self._fail(error.code, _explain(error), writer)
         _count(done)
         return await self._after_model(writer, done)

@@ -68,6 +68,11 @@ class HttpConnection(HttpToolsProtocol):
         else:
             self._expect_nothing()
 
+    def close_if_idle(self) -> None:
+        """Close unless a request is being read or served; whoever kept the connection opens another."""
+        if self._idle and not self._in_head and not self.pipeline:
+            self.transport.close()
+
     # --- what the parser tells ---
 
     def on_message_begin(self) -> None:

@@ -62,7 +62,9 @@ async def livez(_call: Call[None, None]) -> Response:
     "GET",
     "/readyz",
     summary="May this machine get traffic",
-    description="503 names what is missing: `superseded`, `draining`, `database`, `schema` or `deployment`.",
+    description=(
+        "503 names what is missing: `superseded`, `draining`, `dozing`, `database`, `schema` or `deployment`."
+    ),
     tag="health",
     auth=False,
     replies={200: Ready},
@@ -74,6 +76,8 @@ async def readyz(call: Call[None, None]) -> Response:
         raise _not_ready("superseded", "another process runs under this machine's id")
     if call.services.draining:
         raise _not_ready("draining", "this machine is about to stop")
+    if call.services.dozing:
+        raise _not_ready("dozing", "this machine is about to sleep, and stays if a request comes")
     await _check_database(call.services)
     return reply(Ready())
 

@@ -119,6 +119,12 @@ class _Exchange:
     async def admit(self, token: str) -> None:
         """Check the token and remember whom it names. Raises Unauthorized, Unavailable."""
         self._principal = await self.services.authenticator.authenticate(token)
+        await self.services.begin()
+
+    def leave(self) -> None:
+        """End what `admit` began, if it did."""
+        if self._principal is not None:
+            self.services.end()
 
 
 class Call(_Exchange, Generic[BodyT, QueryT]):
@@ -225,6 +231,8 @@ class Operation:
             sending.status = _CLIENT_GONE
         except Exception as error:  # noqa: BLE001 - the boundary
             await self._fail(call, error, receive, sending)
+        finally:
+            call.leave()
         metrics.http_requests[self.name, sending.status or _CLIENT_GONE] += 1
 
     async def _run(self, call: Call[Any, Any], receive: Receive) -> Response:
@@ -359,6 +367,8 @@ class SocketOperation:
             status = known.status
             _log_failure(self.name, call.request_id, status, known.code, error)
             await _refuse_or_close(websocket, known, call.request_id)
+        finally:
+            call.leave()
         metrics.http_requests[self.name, status] += 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,5 +25,24 @@ class Services:
     agents: Mapping[str, Agent]
     """By name."""
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    serving: int = 0
+    """Requests and streams of users being served. Health checks and strangers keep nobody awake."""
+    last_used: float = field(default_factory=time.monotonic)
+    """When a user's request last began or ended, on the monotonic clock."""
     draining: bool = False
     """Readiness is off: finish what runs, take what still comes, end soon."""
+    dozing: bool = False
+    """Readiness is off because nobody is here; the next request of a user brings it back."""
+
+    async def begin(self) -> None:
+        """Note that a user is being served: the server stays awake, or wakes up."""
+        self.serving += 1
+        self.last_used = time.monotonic()
+        self.dozing = False
+        if self.machine.resting:
+            await self.machine.wake("request")
+
+    def end(self) -> None:
+        """Note that a user has been served."""
+        self.serving -= 1
+        self.last_used = time.monotonic()

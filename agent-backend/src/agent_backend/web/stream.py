@@ -7,9 +7,11 @@ conversation sent; a cursor that fell off the log gets a snapshot and a new curs
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 from agent_backend import events as agui
@@ -18,9 +20,18 @@ from agent_backend.db import sessions as store
 from agent_backend.errors import MalformedRequest, NotFound
 from agent_backend.events import START, Cursor
 from agent_backend.sessions import FINAL
+from agent_backend.telemetry import Log
 from agent_backend.transcript import to_agui
+from agent_backend.turns.committer import CONNECTION_TROUBLE, LOCKED
 from agent_backend.turns.fanout import LiveSession, Numbered
 from agent_backend.turns.machine import Machine
+
+T = TypeVar("T")
+
+_PATIENCE_SECONDS = 60.0
+"""A reader waits for a database that is away for so long: the turn it watches goes on meanwhile."""
+
+_log = Log("stream")
 
 
 class Placed(NamedTuple):
@@ -126,10 +137,26 @@ class Follower:
                 if live is not None and subscriber is not None:
                     live.unsubscribe(subscriber)
 
+    async def _asked(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask the database, and again while it is away or comes back. Raises CutOff when it stays away."""
+        loop, delay = asyncio.get_running_loop(), 0.05
+        give_up_at = loop.time() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return await ask()
+            except (*CONNECTION_TROUBLE, *LOCKED) as error:
+                if loop.time() > give_up_at or self._machine.hub.leaving.is_set():
+                    raise CutOff from error
+                _log.info("read_again", session_id=self._session_id)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 1.0)
+
     # --- the log ---
 
     async def _read(self) -> log.LogPage:
-        page = await log.read(self._machine.database, self._user_id, self._session_id, self.cursor)
+        page = await self._asked(
+            lambda: log.read(self._machine.database, self._user_id, self._session_id, self.cursor)
+        )
         if page is None:
             raise NotFound("There is no such session.")
         return page
@@ -152,7 +179,7 @@ class Follower:
         """
         database, user, session = self._machine.database, self._user_id, self._session_id
         closing = agui.closings(await self._unsettled_before(marker))
-        read = await store.read_messages(database, user, session, through=marker.through)
+        read = await self._asked(lambda: store.read_messages(database, user, session, through=marker.through))
         snapshot = agui.MessagesSnapshot(messages=to_agui([] if read is None else read.messages))
         placed = [Placed(Cursor(marker.at.epoch, n), event) for n, event in enumerate(closing, 1)]
         placed.append(Placed(marker.at, agui.encode(snapshot)))
@@ -162,7 +189,9 @@ class Follower:
         events: list[bytes] = []
         position = marker.settled
         while True:
-            page = await log.read(self._machine.database, self._user_id, self._session_id, position)
+            page = await self._asked(
+                partial(log.read, self._machine.database, self._user_id, self._session_id, position)
+            )
             if page is not None and position < page.floor:
                 # Compacted since the marker was read: what it is to close can no longer be told.
                 raise CutOff
@@ -203,7 +232,9 @@ class Follower:
         """Return the settled conversation as a run's beginning, with a new cursor on its last event."""
         # Before the messages: a turn that had ended by then has all of its messages among them.
         ended = await self._own_end()
-        read = await store.read_messages(self._machine.database, self._user_id, self._session_id)
+        read = await self._asked(
+            lambda: store.read_messages(self._machine.database, self._user_id, self._session_id)
+        )
         if read is None:
             raise NotFound("There is no such session.")
         if ended is None and self._turn_id != read.turn_id and await self._own_end():
@@ -227,7 +258,8 @@ class Follower:
         """Return the final state of the turn that is asked for; None while it has none."""
         if self._turn_id is None:
             return None
-        own = await store.read_turn(self._machine.database, self._user_id, self._session_id, self._turn_id)
+        asked = partial(store.read_turn, self._machine.database, self._user_id, self._session_id)
+        own = await self._asked(partial(asked, self._turn_id))
         return own.state if own is not None and own.state in FINAL else None
 
 

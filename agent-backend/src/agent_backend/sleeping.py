@@ -1,0 +1,146 @@
+"""The server decides when to sleep: only it knows of turns, and a proxy sees traffic alone.
+
+Idle is a server without a turn, a reader and a user's request, in a database without work that nobody does.
+It dozes first: readiness is off and idle connections are closed, but whatever comes is served and wakes it.
+Only what is still quiet then leaves, either by ending with 0 (Fly's restart policy `on-failure` lets it
+lie) or by asking the machine's own API to suspend it. Source: Fly's "Autostop/autostart" page, apps that stop
+themselves; the Machines API on the socket `/.fly/api`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from agent_backend.telemetry import Log, metrics
+from agent_backend.turns.watchdog import Clocks
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent_backend.web.services import Services
+
+_log = Log("sleep")
+
+_DOZE_SECONDS = 0.3
+"""What is on its way when readiness goes off arrives within this."""
+_SUSPEND_SECONDS = 15.0
+"""For the machine's API to answer; it answers before it freezes us."""
+_FROZEN_SECONDS = 10.0
+"""A suspend that was granted takes no longer; then we were not suspended, or have been."""
+_LOOK_SECONDS = 0.05
+_AGAIN_SECONDS = 5.0
+
+
+class Sleeper:
+    """Watches one server. `quiet`: no connection is open; `leave`: end the process if it is still quiet."""
+
+    def __init__(self, services: Services, quiet: Callable[[], bool], leave: Callable[[], bool]) -> None:
+        self._services = services
+        self._settings = services.settings
+        self._quiet = quiet
+        self._leave = leave
+        self._busy_until = time.monotonic()
+
+    async def run(self) -> None:
+        """Watch until this process has left; returns only then."""
+        pause = min(1.0, self._settings.idle_seconds / 4)
+        while True:
+            await asyncio.sleep(pause)
+            if not self._idle():
+                continue
+            if await self._work_left():
+                await asyncio.sleep(min(_AGAIN_SECONDS, self._settings.idle_seconds))
+            elif await self._doze() and await self._sleep():
+                return
+
+    def _idle(self) -> bool:
+        """Whether nobody has needed us for long enough."""
+        services, now = self._services, time.monotonic()
+        hub = services.machine.hub
+        if services.serving or hub.live or hub.claiming:
+            self._busy_until = now
+        since = max(services.last_used, self._busy_until)
+        return now - since >= self._settings.idle_seconds
+
+    async def _work_left(self) -> bool:
+        """Whether the database holds work for us; while it cannot be asked, nobody may sleep."""
+        try:
+            return await self._services.machine.work_left()
+        except Exception as error:  # noqa: BLE001 - whatever it is, staying awake is right
+            _log.warning("sleep_put_off", error=error)
+            return True
+
+    async def _doze(self) -> bool:
+        """Leave readiness and wait a moment; return whether nobody came."""
+        services = self._services
+        services.dozing = True
+        await asyncio.sleep(_DOZE_SECONDS)
+        stays = services.dozing and self._idle() and not await self._work_left()
+        services.dozing = services.dozing and stays
+        return services.dozing
+
+    async def _sleep(self) -> bool:
+        """Go to sleep; return whether this process ends."""
+        if self._settings.sleep == "suspend" and await self._suspend():
+            return False
+        # Nothing is awaited from here on: no request can come between the last look and the end.
+        if self._idle() and self._quiet() and self._leave():
+            _log.info("falling_asleep", how="exit", idle_seconds=self._settings.idle_seconds)
+            return True
+        self._services.dozing = False
+        return False
+
+    async def _suspend(self) -> bool:
+        """Have the machine suspended, and return True after it: whoever wakes us finds us as we were.
+
+        False: the machine cannot be suspended, so it may as well end.
+        """
+        services, machine = self._services, self._services.machine
+        machine.rest()
+        _log.info("falling_asleep", how="suspend", idle_seconds=self._settings.idle_seconds)
+        slept_at = time.time()
+        try:
+            await _ask_for_suspend(
+                self._settings.fly_api_socket, self._settings.app_name, self._settings.machine_id
+            )
+        except (OSError, ValueError) as error:
+            _log.warning("suspend_failed", error=error)
+            services.dozing = False
+            await machine.wake("suspend failed")
+            return False
+        metrics.suspends += 1
+        # The proxy looks at our readiness before it hands over the request that wakes us.
+        services.dozing = False
+        await self._stand_still()
+        await machine.wake("thaw")
+        services.last_used = time.monotonic()
+        _log.info("awake", slept_seconds=round(time.time() - slept_at, 1))
+        return True
+
+    async def _stand_still(self) -> None:
+        """Wait until we have been frozen and thawed, or a request has woken the machine before."""
+        clocks, before = Clocks(10 * _LOOK_SECONDS), time.monotonic()
+        while self._services.machine.resting and time.monotonic() - before < _FROZEN_SECONDS:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if clocks.tick(time.monotonic(), time.time(), _LOOK_SECONDS):
+                return
+
+
+async def _ask_for_suspend(socket: Path, app: str, machine: str) -> None:
+    """POST to the machine's own API. Raises OSError, or ValueError when it refuses."""
+    async with asyncio.timeout(_SUSPEND_SECONDS):
+        reader, writer = await asyncio.open_unix_connection(socket)
+        try:
+            writer.write(
+                f"POST /v1/apps/{app}/machines/{machine}/suspend HTTP/1.1\r\n"
+                "Host: flaps\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+            )
+            await writer.drain()
+            status = (await reader.readline()).split()
+        finally:
+            writer.close()
+    if len(status) < 2 or not status[1].startswith(b"2"):
+        raise ValueError("the machine's API refuses to suspend it")
