@@ -55,6 +55,32 @@ async def _told(machine: Machine, session: UUID) -> bool:
 STATEMENTS = pytest.mark.parametrize("statement", ["append_segments", "settle"])
 
 
+async def test_a_reader_outlives_the_connection_it_reads_over(fleet: Fleet, database_url: str) -> None:
+    machine = await fleet.machine()
+    session = await fleet.session(machine)
+    await fleet.send(machine, session, "[[emulator: tokens=5]]")
+    whole = await fleet.until_end(machine, session)
+    async with superuser(database_url) as other:
+        async with other.transaction():
+            # The read waits inside Postgres for as long as this is held.
+            await other.execute("LOCK TABLE myhealth.segments IN ACCESS EXCLUSIVE MODE")
+            reading = asyncio.create_task(fleet.until_end(machine, session))
+            blocked = "SELECT pid FROM pg_stat_activity WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+            await wait_until(lambda: _there(other, blocked))
+            await other.execute(f"SELECT pg_terminate_backend(pid) FROM ({blocked}) AS them")
+            await wait_until(lambda: _gone(other, blocked))
+        async with asyncio.timeout(10):
+            assert await reading == whole
+
+
+async def _there(other: asyncpg.Connection, query: str) -> bool:
+    return await other.fetchval(query) is not None
+
+
+async def _gone(other: asyncpg.Connection, query: str) -> bool:
+    return await other.fetchval(query) is None
+
+
 @STATEMENTS
 async def test_a_database_that_takes_no_connections_yet_is_waited_for(
     fleet: Fleet, database_url: str, statement: str, capsys: pytest.CaptureFixture[str]

@@ -112,11 +112,10 @@ def _split(step: Step, fault: Fault) -> Iterator[Step]:
         yield Step(step.gap if n == 0 else 0.0, data[start:end])
 
 
-def reset(transport: asyncio.BaseTransport) -> None:
+def reset(transport: asyncio.WriteTransport) -> None:
     """Close a connection with RST: linger for no time, then close."""
     sock = transport.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    assert isinstance(transport, asyncio.WriteTransport)
     transport.abort()
 
 

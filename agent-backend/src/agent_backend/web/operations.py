@@ -32,6 +32,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from agent_backend.auth import Principal, bearer
 from agent_backend.errors import FieldError, InvalidRequest, NotFound, RequestTimeout, Unauthorized
 from agent_backend.telemetry import Log, metrics
+from agent_backend.turns.committer import CONNECTION_TROUBLE
 from agent_backend.web.problems import Broken, MethodNotAllowed, UpgradeRequired, respond, translate
 from agent_backend.web.requests import (
     ClientGone,
@@ -245,7 +246,12 @@ class Operation:
             limit = self.about.get("max_body") or call.services.settings.max_body_bytes
             body = await read_body(call.scope, receive, limit)
             call.body = decode_json(body, self.decoder, strict_text=self.about.get("strict_text", True))
-        return await self.handler(call)
+        try:
+            return await self.handler(call)
+        except CONNECTION_TROUBLE:
+            # After a freeze or a restart of Postgres the pool's connections are dead and nobody knows. Every
+            # operation may be sent again, so we do it ourselves, once, over a new connection.
+            return await self.handler(call)
 
     async def _fail(
         self, call: Call[Any, Any], error: Exception, receive: Receive, sending: _Sending
