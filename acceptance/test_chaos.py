@@ -6,13 +6,17 @@ import asyncio
 import os
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
-from .chaos import Broken, ChaosClient, Injector, Slot, audit
+from .audit import audit
+from .chaos import Injector, Slot
+from .conversation import Broken
+from .phone import Phone
 from .stack import Site, with_database
 
 FAULTS = 50
@@ -37,12 +41,19 @@ async def test_fifty_faults_lose_double_and_stick_nothing(site: Site, tmp_path: 
         await admin.close()
 
 
+def _anywhere(slots: list[Slot], rng: random.Random) -> Callable[[], str | None]:
+    """Return a function that chooses among the servers that are up."""
+    own = random.Random(rng.random())
+    return lambda: own.choice(slots).url
+
+
 async def _run(site: Site, seed: int) -> None:
     rng = random.Random(seed)
     slots = [Slot(site, "one"), Slot(site, "two")]
     reader = await asyncpg.create_pool(site.database_url, min_size=1, max_size=4)
     clients = [
-        ChaosClient(site, slots, f"user{i}", random.Random(rng.random()), reader) for i in range(CLIENTS)
+        Phone(site, lambda: rng.choice(slots).url, f"user{i}", random.Random(rng.random()), reader)
+        for i in range(CLIENTS)
     ]
     try:
         await asyncio.gather(*(slot.start() for slot in slots))
@@ -63,9 +74,7 @@ async def _run(site: Site, seed: int) -> None:
     assert turns > FAULTS
 
 
-async def _storm(
-    site: Site, clients: list[ChaosClient], slots: list[Slot], rng: random.Random
-) -> Counter[str]:
+async def _storm(site: Site, clients: list[Phone], slots: list[Slot], rng: random.Random) -> Counter[str]:
     """Let clients talk while faults happen, then wait until everything accepted has ended."""
     await asyncio.gather(*(client.start() for client in clients))
     stop = asyncio.Event()
@@ -91,7 +100,7 @@ async def _storm(
     return sum((injector.done for injector in injectors), Counter())
 
 
-async def _stuck(clients: list[ChaosClient]) -> list[str]:
+async def _stuck(clients: list[Phone]) -> list[str]:
     """Describe turns whose end their client has not been told of."""
     return [
         f"{turn} of {client.session} at {client.talk.after}, resyncs {client.talk.resyncs}: "

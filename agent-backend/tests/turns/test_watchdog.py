@@ -70,9 +70,12 @@ async def test_after_a_thaw_nothing_goes_over_an_old_connection(fleet: Fleet, da
 
 
 async def _listens(other: asyncpg.Connection) -> bool:
-    return 0 < await other.fetchval(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-        "AND application_name = 'agent-backend' AND query ILIKE 'listen%'"
+    return (
+        await other.fetchrow(
+            "SELECT FROM pg_stat_activity WHERE datname = current_database() "
+            "AND application_name = 'agent-backend' AND query ILIKE 'listen%'"
+        )
+        is not None
     )
 
 
