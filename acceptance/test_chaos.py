@@ -52,7 +52,7 @@ async def _run(site: Site, seed: int) -> None:
     slots = [Slot(site, "one"), Slot(site, "two")]
     reader = await asyncpg.create_pool(site.database_url, min_size=1, max_size=4)
     clients = [
-        Phone(site, lambda: rng.choice(slots).url, f"user{i}", random.Random(rng.random()), reader)
+        Phone(site, _anywhere(slots, rng), f"user{i}", random.Random(rng.random()), reader)
         for i in range(CLIENTS)
     ]
     try:
