@@ -29,8 +29,20 @@ class Phone:
     """A phone: follows its session, sends messages, reconnects anywhere, believes nothing."""
 
     def __init__(
-        self, site: Site, where: Callable[[], str | None], user: str, rng: random.Random, audit: asyncpg.Pool
+        self,
+        site: Site,
+        where: Callable[[], str | None],
+        user: str,
+        rng: random.Random,
+        audit: asyncpg.Pool,
+        *,
+        pauses: tuple[float, float] | None = None,
+        thinks: float = 0.0,
     ) -> None:
+        """Make a phone; `pauses`: now and then it is put away for so many seconds (least, most).
+
+        `thinks`: seconds between an answer and the next message, at the most.
+        """
         self._headers = site.headers(user)
         self._where = where
         self._rng = rng
@@ -40,6 +52,11 @@ class Phone:
         self.accepted: list[str] = []
         self.reconnects = 0
         self._changed = asyncio.Event()
+        self._pauses = pauses
+        self._thinks = thinks
+        self._present = asyncio.Event()
+        self._present.set()
+        self._reading: asyncio.Task[None] | None = None
         self._http = aiohttp.ClientSession(
             headers=self._headers, connector=aiohttp.TCPConnector(limit=0, force_close=True)
         )
@@ -80,8 +97,22 @@ class Phone:
             self.accepted.append(turn)
             if self._rng.random() < 0.1:
                 await self._cancel(turn)
+            if self._pauses is not None and self._rng.random() < 0.4:
+                await self._leave(self._rng.uniform(*self._pauses))
             if self._rng.random() < 0.75:
                 await self.wait_for(turn)
+            if self._thinks:
+                await asyncio.sleep(self._rng.uniform(0, self._thinks))
+
+    async def _leave(self, seconds: float) -> None:
+        """Be put away, as a phone whose app is in the background: its streams are gone, the turn goes on."""
+        self._present.clear()
+        if self._reading is not None:
+            self._reading.cancel()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._present.set()
 
     def _text(self) -> str:
         rng = self._rng
@@ -138,14 +169,24 @@ class Phone:
         return ended and self.talk.run != turn
 
     async def follow(self) -> None:
-        """Follow the session for ever, from the cursor, on whatever server there is."""
+        """Follow the session from the cursor whenever the phone is in hand, on whatever server there is."""
         while True:
+            await self._present.wait()
             url = self._url()
             if url is not None:
-                with suppress(*_TROUBLE):
-                    await self._follow_once(url)
+                await self._follow_while_present(url)
                 self.reconnects += 1
             await asyncio.sleep(0.03)
+
+    async def _follow_while_present(self, url: str) -> None:
+        reading = self._reading = asyncio.create_task(self._follow_once(url))
+        try:
+            await asyncio.wait([reading])
+        finally:
+            reading.cancel()
+        with suppress(*_TROUBLE):
+            if not reading.cancelled():
+                reading.result()
 
     async def _follow_once(self, url: str) -> None:
         timeout = aiohttp.ClientTimeout(total=None, sock_read=SILENCE)

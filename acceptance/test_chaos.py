@@ -15,9 +15,9 @@ import pytest
 
 from .audit import audit
 from .chaos import Injector, Slot
-from .conversation import Broken
 from .phone import Phone
 from .stack import Site, with_database
+from .storm import weather
 
 FAULTS = 50
 CLIENTS = 8
@@ -57,7 +57,9 @@ async def _run(site: Site, seed: int) -> None:
     ]
     try:
         await asyncio.gather(*(slot.start() for slot in slots))
-        faults = await _storm(site, clients, slots, rng)
+        injectors = [Injector(slot, random.Random(rng.random()), site.database_url) for slot in slots]
+        await weather(clients, asyncio.gather(*(each.run(FAULTS // len(slots)) for each in injectors)))
+        faults = sum((injector.done for injector in injectors), Counter[str]())
         async with reader.acquire() as connection:
             await audit(connection, {turn for client in clients for turn in client.accepted})
         await asyncio.gather(*(client.compare() for client in clients))
@@ -72,51 +74,3 @@ async def _run(site: Site, seed: int) -> None:
     print(f"seed {seed}: {dict(faults)}, {turns} turns, {sum(c.reconnects for c in clients)} reconnects")
     assert faults.total() == FAULTS
     assert turns > FAULTS
-
-
-async def _storm(site: Site, clients: list[Phone], slots: list[Slot], rng: random.Random) -> Counter[str]:
-    """Let clients talk while faults happen, then wait until everything accepted has ended."""
-    await asyncio.gather(*(client.start() for client in clients))
-    stop = asyncio.Event()
-    following = [asyncio.create_task(client.follow()) for client in clients]
-    talking = [asyncio.create_task(client.talk_until(stop)) for client in clients]
-    injectors = [Injector(slot, random.Random(rng.random()), site.database_url) for slot in slots]
-    storm = asyncio.gather(*(injector.run(FAULTS // len(slots)) for injector in injectors))
-    try:
-        await _unless_broken(storm, [*following, *talking])
-        stop.set()
-        async with asyncio.timeout(30):
-            calm = asyncio.gather(*talking, *(c.wait_for(t) for c in clients for t in c.accepted))
-            await _unless_broken(calm, following)
-            calm = asyncio.gather(*(c.wait_for(t) for c in clients for t in c.accepted))
-            await _unless_broken(calm, following)
-    except TimeoutError:
-        raise Broken(f"stuck: {await _stuck(clients)}") from None
-    finally:
-        storm.cancel()
-        for task in (*following, *talking):
-            task.cancel()
-        await asyncio.gather(storm, *following, *talking, return_exceptions=True)
-    return sum((injector.done for injector in injectors), Counter())
-
-
-async def _stuck(clients: list[Phone]) -> list[str]:
-    """Describe turns whose end their client has not been told of."""
-    return [
-        f"{turn} of {client.session} at {client.talk.after}, resyncs {client.talk.resyncs}: "
-        f"{await client.state_of(turn)}"
-        for client in clients
-        for turn in client.accepted
-        if turn not in client.talk.ended
-    ]
-
-
-async def _unless_broken(work: asyncio.Future[list[None]], watched: list[asyncio.Task[None]]) -> None:
-    """Wait for `work`, but fail at once when one of the watched tasks fails."""
-    while not work.done():
-        await asyncio.wait([work, *(t for t in watched if not t.done())], return_when="FIRST_COMPLETED")
-        for task in watched:
-            if task.done() and (error := task.exception()) is not None:
-                work.cancel()
-                raise error
-    await work

@@ -1,0 +1,109 @@
+"""`make soak`: a thousand faults behind the local Fly, in rounds of fixed seeds; prints a table.
+
+Writes acceptance/out/soak.json. A round that breaks a promise is named with its seed; `--seed N --flavour F`
+runs it alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections import Counter
+from itertools import cycle
+from pathlib import Path
+
+from .cloud import FLAVOURS
+from .stack import emulator, own_postgres
+from .storm import Report, cloud_round
+
+OUT = Path(__file__).resolve().parent / "out"
+ROUND = 50
+PHONES = 10
+KINDS = {
+    "stuck": ("stuck", "unfinished", "does not end"),
+    "doubled": ("twice", "again", "overlaps", "other than once", "dead epoch", "not accepted"),
+}
+
+
+def kind_of(broken: str) -> str:
+    """Name what was broken: lost, doubled or stuck."""
+    return next((kind for kind, words in KINDS.items() if any(word in broken for word in words)), "lost")
+
+
+def main() -> int:
+    """Run the rounds; return 1 when anything was lost, doubled or stuck."""
+    parser = argparse.ArgumentParser(prog="python -m acceptance.soak", description=__doc__)
+    parser.add_argument("--faults", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1, help="of the first round")
+    parser.add_argument("--flavour", choices=list(FLAVOURS), help="all of them in turn, if not given")
+    options = parser.parse_args()
+    began = time.monotonic()
+    reports = asyncio.run(_rounds(options.faults, options.seed, options.flavour))
+    result = _result(reports)
+    _print(reports, result, time.monotonic() - began)
+    OUT.mkdir(exist_ok=True)
+    (OUT / "soak.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 1 if result["lost"] or result["doubled"] or result["stuck"] else 0
+
+
+async def _rounds(faults: int, seed: int, flavour: str | None) -> list[Report]:
+    reports: list[Report] = []
+    flavours = cycle([FLAVOURS[flavour]] if flavour else FLAVOURS.values())
+    with emulator() as model, own_postgres() as database, tempfile.TemporaryDirectory() as folder:
+        injected = 0
+        while injected < faults:
+            chosen = next(flavours)
+            count = min(ROUND, faults - injected)
+            place = Path(folder) / f"{seed}-{chosen.name}"
+            report = await cloud_round(database, model, place, chosen, seed=seed, faults=count, phones=PHONES)
+            reports.append(report)
+            injected += count
+            seed += 1
+            print(_line(report), flush=True)
+            if report.broken:
+                (OUT / place.name).mkdir(parents=True, exist_ok=True)
+                (place / "fly-emulator.log").rename(OUT / place.name / "fly-emulator.log")
+    return reports
+
+
+def _line(report: Report) -> str:
+    verdict = f"BROKEN ({kind_of(report.broken)}): {report.broken}" if report.broken else "kept"
+    return (
+        f"seed {report.seed:3} {report.flavour:14} {report.faults.total():4} faults {report.turns:5} turns "
+        f"{report.reconnects:5} reconnects  {verdict}"
+    )
+
+
+def _result(reports: list[Report]) -> dict[str, object]:
+    by_fault = sum((report.faults for report in reports), Counter[str]())
+    broken = Counter(kind_of(report.broken) for report in reports if report.broken)
+    return {
+        "faults": by_fault.total(),
+        "turns": sum(report.turns for report in reports),
+        "lost": broken["lost"],
+        "doubled": broken["doubled"],
+        "stuck": broken["stuck"],
+        "by_fault": dict(by_fault.most_common()),
+        "seeds": [[report.seed, report.flavour] for report in reports],
+    }
+
+
+def _print(reports: list[Report], result: dict[str, object], seconds: float) -> None:
+    by_fault = sum((report.faults for report in reports), Counter[str]())
+    print(f"\n{'fault':24}{'times':>6}")
+    for name, count in by_fault.most_common():
+        print(f"{name:24}{count:>6}")
+    print(f"{'all':24}{by_fault.total():>6}")
+    print(
+        f"\n{result['turns']} turns: {result['lost']} lost, {result['doubled']} doubled, "
+        f"{result['stuck']} stuck; {seconds:.0f} s on {platform.machine()}, {sys.version.split()[0]}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
