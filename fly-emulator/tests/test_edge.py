@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import AsyncGenerator
@@ -38,7 +39,12 @@ async def test_a_request_reaches_a_machine_with_flys_headers(
     machine = fleet.add(whoami)
     await machine.start()
     async with an_edge(fleet, tmp_path) as edge:
-        sent = {"Fly-Client-IP": "6.6.6.6", "X-Forwarded-For": "5.5.5.5", "Connection": "x-secret", "X-Secret": "1"}
+        sent = {
+            "Fly-Client-IP": "6.6.6.6",
+            "X-Forwarded-For": "5.5.5.5",
+            "Connection": "x-secret",
+            "X-Secret": "1",
+        }
         async with session.get(f"{edge.http_url}/a?b=c", headers=sent) as response:
             answer = await response.json()
             assert response.headers["server"].startswith("Fly/")
@@ -78,7 +84,9 @@ async def test_the_first_chunk_arrives_before_the_second_is_written(
         client.get("/stream")
         status, _ = await client.head()
         assert status == 200
-        assert await within(client.reader.readexactly(len(b"9\r\ndata: 1\n\n\r\n"))) == b"9\r\ndata: 1\n\n\r\n"
+        assert (
+            await within(client.reader.readexactly(len(b"9\r\ndata: 1\n\n\r\n"))) == b"9\r\ndata: 1\n\n\r\n"
+        )
         assert edge.open_load() == 1
         more.set()
         assert await within(client.reader.readuntil(b"0\r\n\r\n")) == b"9\r\ndata: 2\n\n\r\n0\r\n\r\n"
@@ -123,10 +131,8 @@ async def test_a_client_that_goes_away_cancels_the_request_at_the_machine(
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
         began.set()
-        try:
+        with contextlib.suppress(ConnectionError):
             assert not await reader.read(1)
-        except ConnectionError:
-            pass
         gone.set()
 
     await fleet.add(raw(watch)).start()
@@ -205,15 +211,11 @@ async def test_a_request_to_a_machine_that_is_just_stopping_is_served_by_another
         await leaving.stop()
         status, _, body = await client.answer()
         answer = json.loads(body)
-        assert (status, answer["machine"], answer["length"]) == (200, other.id, 5) or (
-            answer["machine"] == leaving.id
-        )
+        assert (status, answer["machine"], answer["length"]) == (200, other.id, 5)
         client.close()
 
 
-async def test_refused_connections_end_in_pr03_after_the_attempts(
-    fleet: LocalFleet, tmp_path: Path
-) -> None:
+async def test_refused_connections_end_in_pr03_after_the_attempts(fleet: LocalFleet, tmp_path: Path) -> None:
     machine = fleet.add(whoami)
     await machine.start()
     await machine.kill()  # it says it is started, and nobody listens
@@ -222,7 +224,9 @@ async def test_refused_connections_end_in_pr03_after_the_attempts(
         client.get()
         status, headers, _ = await client.answer()
         assert (status, headers["fly-emulator-error"]) == (503, "PR03")
-        assert edge.logged("[PR03] could not find a good candidate within 3 attempts at load balancing. last ")
+        assert edge.logged(
+            "[PR03] could not find a good candidate within 3 attempts at load balancing. last "
+        )
         assert edge.logged("[PC01] instance refused connection")
 
 

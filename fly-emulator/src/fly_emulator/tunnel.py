@@ -97,8 +97,12 @@ class Tunnel:
             self._ended(wire, other)
 
     def _ended(self, wire: Wire, other: Wire) -> None:
-        """Pass an end on: of a direction as such, of a connection as a close or a reset."""
-        if wire.lost.done() or (other.lost.done() or other.eof):
+        """Pass an end on: of a direction as such, of a connection as a close or a reset.
+
+        A WebSocket whose server has hung up is over, whatever its client still sends.
+        """
+        hung_up = wire is self._link and self._frames is not None
+        if hung_up or wire.lost.done() or other.lost.done() or other.eof:
             self._finish()
         else:
             other.end()
