@@ -169,3 +169,42 @@ async def test_a_machine_that_is_suspended_loses_its_connections(fleet: LocalFle
         machine.become("suspended")  # frozen: it closes nothing itself
         assert await client.rest() == b"1\r\na\r\n"
         assert edge.open_load() == 0
+
+
+async def test_an_upload_larger_than_what_is_kept_survives_the_wake(
+    fleet: LocalFleet, tmp_path: Path
+) -> None:
+    machine = fleet.add(whoami)
+    machine.gate.clear()
+    size = 5 * 1024 * 1024
+    async with an_edge(fleet, tmp_path) as edge:
+        client = await RawClient.connect(edge)
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + b"u" * size)
+        await until(lambda: machine.starts == 1)
+        machine.gate.set()
+        status, _, body = await client.answer()
+        assert (status, json.loads(body)["length"]) == (200, size)
+
+
+@pytest.mark.parametrize(("size", "status"), [(1000, 200), (2 * 1024 * 1024, 502)])
+async def test_only_a_kept_body_is_sent_to_another_machine(
+    fleet: LocalFleet, tmp_path: Path, size: int, status: int
+) -> None:
+    taken = asyncio.Event()
+
+    async def take(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(size)
+        taken.set()
+        await reader.read()
+
+    leaving, other = fleet.add(raw(take)), fleet.add(whoami)
+    await leaving.start()
+    async with an_edge(fleet, tmp_path) as edge:
+        client = await RawClient.connect(edge)
+        client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + b"u" * size)
+        await taken.wait()
+        await leaving.stop()
+        answer = await client.answer()
+        assert answer[0] == status
+        assert other.starts == (1 if status == 200 else 0)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from fly_emulator.http1 import Framing, Malformed, UntilClose
-from fly_emulator.wire import Wire
+from fly_emulator.splice import Wire
 
 
 class RequestBody:

@@ -12,7 +12,7 @@ import msgspec
 
 from fly_emulator.autostop import Autostop
 from fly_emulator.certificate import server_context
-from fly_emulator.connections import Connections, Entry
+from fly_emulator.clients import Clients, Entry
 from fly_emulator.edge_options import EdgeOptions
 from fly_emulator.errors import EmulatorError
 from fly_emulator.exchange import DEAD, Upstream
@@ -20,7 +20,7 @@ from fly_emulator.faults import Faults
 from fly_emulator.pool import Pool
 from fly_emulator.ports import FleetView
 from fly_emulator.router import Router
-from fly_emulator.wire import Wire
+from fly_emulator.splice import Wire
 
 
 class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +34,7 @@ class EdgeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Machines started for requests so far."""
     requests: int
     cuts: int
-    """Connections broken by faults so far."""
+    """Clients broken by faults so far."""
 
 
 class Edge:
@@ -61,7 +61,7 @@ class Edge:
         self._router = Router(fleet, options, log)
         self._log = log
         self._upstream = Upstream(self._router, Pool(options.pool_seconds, options.connect_timeout))
-        self._connections = Connections(self._upstream, lambda: self._bound.get(443))
+        self._clients = Clients(self._upstream, lambda: self._bound.get(443))
         self.autostop = Autostop(fleet, self._router, self._upstream, options)
         self._servers: list[asyncio.Server] = []
         self._bound: dict[int, int] = {}
@@ -80,9 +80,11 @@ class Edge:
             await self.stop()
             raise
         self._tasks = [
-            asyncio.create_task(self._watch(), name="edge: fleet"),
-            asyncio.create_task(self.autostop.run(), name="edge: autostop"),
+            asyncio.create_task(self._watch(), name="following the machines"),
+            asyncio.create_task(self.autostop.run(), name="autostop"),
         ]
+        for task in self._tasks:
+            task.add_done_callback(self._report)
 
     async def stop(self) -> None:
         """Stop listening and break all connections; the machines are left alone."""
@@ -92,7 +94,7 @@ class Edge:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._connections.close()
+        await self._clients.close()
         await self._router.waker.close()
         self._upstream.pool.close()
         for server in self._servers:
@@ -131,7 +133,7 @@ class Edge:
             waking=[machine_id for machine_id in machines if machine_id in self._router.waker],
             draining=sorted(self._router.draining),
             starts=self._router.waker.starts,
-            requests=self._connections.requests,
+            requests=self._clients.requests,
             cuts=self.faults.cuts,
         )
 
@@ -198,7 +200,12 @@ class Edge:
 
     def _accept(self, wire: Wire, entry: Entry) -> None:
         self.faults.meet(wire)
-        self._connections.accept(wire, entry)
+        self._clients.accept(wire, entry)
+
+    def _report(self, task: asyncio.Task[None]) -> None:
+        """Say so when a task that should never end has failed."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log(f"edge: {task.get_name()} has ended: {error!r}")
 
     async def _watch(self) -> None:
         """Follow the machines: queued requests decide again, what cannot answer any more is cut."""

@@ -25,8 +25,8 @@ from fly_emulator.pool import Pool
 from fly_emulator.proxy_errors import ProxyError
 from fly_emulator.replay import Replay, failed_header, parse_replay, source_header
 from fly_emulator.router import Placement, Router, Search
+from fly_emulator.splice import Wire
 from fly_emulator.tunnel import Tunnel
-from fly_emulator.wire import Wire
 
 DEAD = frozenset({"stopped", "suspended", "destroyed", "failed"})
 """States in which a machine holds no connection any more."""

@@ -6,7 +6,7 @@ from random import Random
 
 import msgspec
 
-from fly_emulator.wire import Wire
+from fly_emulator.splice import Wire
 
 
 class FaultPlan(msgspec.Struct, frozen=True):
@@ -23,7 +23,7 @@ class Faults:
     def __init__(self) -> None:
         self.plan: FaultPlan | None = None
         self.cuts = 0
-        """Connections broken so far."""
+        """Clients broken so far."""
         self._random = Random()  # noqa: S311 - faults, not secrets
 
     def cut(self, probability: float, max_bytes: int, seed: int) -> FaultPlan:

@@ -1,4 +1,4 @@
-"""Connections to machines: new ones, and idle ones kept a few seconds for the next request."""
+"""Clients to machines: new ones, and idle ones kept a few seconds for the next request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections import defaultdict
 
 from fly_emulator.ports import MachineView
-from fly_emulator.wire import Wire
+from fly_emulator.splice import Wire
 
 
 class Pool:

@@ -6,7 +6,7 @@ import asyncio
 
 from fly_emulator.frames import FrameTracker, close_frame
 from fly_emulator.idle import IdleTimer
-from fly_emulator.wire import Sink, Wire
+from fly_emulator.splice import Sink, Wire
 
 
 class Tunnel:

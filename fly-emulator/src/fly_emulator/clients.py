@@ -15,8 +15,8 @@ from fly_emulator.forwarded import Origin
 from fly_emulator.http1 import HEAD_LIMIT, Headers, Malformed, RequestHead, ResponseHead, parse_request
 from fly_emulator.proxy_errors import ProxyError, refused
 from fly_emulator.router import Placement, Search
+from fly_emulator.splice import Wire
 from fly_emulator.tunnel import Tunnel
-from fly_emulator.wire import Wire
 
 _LINGER = 1.0
 """Seconds a client that is still sending has to read why it is not listened to any more."""
@@ -30,7 +30,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     http: bool
 
 
-class Connections:
+class Clients:
     """Serves connections until told to stop."""
 
     def __init__(self, upstream: Upstream, https_port: Callable[[], int | None]) -> None:
@@ -38,10 +38,13 @@ class Connections:
         self._router = upstream.router
         self._https_port = https_port
         self._tasks: set[asyncio.Task[None]] = set()
+        self._open: set[Wire] = set()
         self.requests = 0
 
     def accept(self, client: Wire, entry: Entry) -> None:
         """Serve a connection."""
+        self._open.add(client)
+        client.lost.add_done_callback(lambda _lost: self._open.discard(client))
         serve = self._http(client, entry) if entry.http else self._tcp(client, entry)
         task = asyncio.create_task(serve)
         self._tasks.add(task)
@@ -53,6 +56,8 @@ class Connections:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for client in list(self._open):
+            client.abort()
 
     # --- HTTP ---
 
