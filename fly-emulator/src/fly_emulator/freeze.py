@@ -1,0 +1,96 @@
+"""Suspend and resume: everything a machine runs is frozen and thawed, without a signal it could notice.
+
+Two strategies behind one port. `signal` (SIGSTOP and SIGCONT to the process group) works everywhere, but a
+descendant that made a session of its own runs on; `cgroup` freezes all of them and needs root on Linux.
+With either, memory stays where it is, the monotonic clock goes on, and sockets stay open: see `connections`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from typing import Literal, Protocol, TypeAlias
+
+from fly_emulator import cgroup, processes
+from fly_emulator.errors import StateError
+
+FreezerName: TypeAlias = Literal["signal", "cgroup"]
+_PATIENCE = 5.0
+_STEP = 0.002
+
+
+class Freezer(Protocol):
+    """Freezes one machine's processes. Neither call reaches the program as a signal it can handle."""
+
+    async def freeze(self, pgid: int) -> None:
+        """Return when nothing of it runs any more; freezing twice is harmless. Raises StateError."""
+        ...
+
+    async def thaw(self, pgid: int) -> None:
+        """Let it go on; thawing what is not frozen is harmless."""
+        ...
+
+
+class SignalFreezer:
+    """SIGSTOP and SIGCONT."""
+
+    async def freeze(self, pgid: int) -> None:
+        """Stop the group and wait until the host says so of each member (where the host says it)."""
+        until = asyncio.get_running_loop().time() + _PATIENCE
+        while True:
+            try:
+                os.killpg(pgid, signal.SIGSTOP)
+            except (ProcessLookupError, PermissionError):
+                raise StateError("the machine's processes are gone", status=500) from None
+            # A member may have forked between the signal and the look: the signal goes out again.
+            if all(state in "Tt" for state in processes.group(pgid).values()):
+                return
+            if asyncio.get_running_loop().time() > until:
+                raise StateError("the machine's processes did not stop", status=500)
+            await asyncio.sleep(_STEP)
+
+    async def thaw(self, pgid: int) -> None:
+        """Continue the group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pgid, signal.SIGCONT)
+
+
+class CgroupFreezer:
+    """The kernel's freezer, v1 or v2."""
+
+    def __init__(self, group: cgroup.Cgroup) -> None:
+        self.group = group
+
+    async def freeze(self, pgid: int) -> None:
+        """Freeze the group and wait until the kernel says so."""
+        del pgid
+        until = asyncio.get_running_loop().time() + _PATIENCE
+        self._set(frozen=True)
+        while not self._frozen():
+            if asyncio.get_running_loop().time() > until:
+                self._set(frozen=False)
+                raise StateError("the machine's processes did not freeze", status=500)
+            await asyncio.sleep(_STEP)
+
+    async def thaw(self, pgid: int) -> None:
+        """Thaw the group."""
+        del pgid
+        self.release()
+
+    def release(self) -> None:
+        """Thaw it if it is a freezer at all, so that what is in it can be ended."""
+        with contextlib.suppress(OSError):
+            self._set(frozen=False)
+
+    def _set(self, *, frozen: bool) -> None:
+        if self.group.version == 1:
+            self.group.write("freezer.state", "FROZEN" if frozen else "THAWED")
+        else:
+            self.group.write("cgroup.freeze", "1" if frozen else "0")
+
+    def _frozen(self) -> bool:
+        if self.group.version == 1:
+            return (self.group.path / "freezer.state").read_text().strip() == "FROZEN"
+        return self.group.counter("cgroup.events", "frozen") == 1
