@@ -27,6 +27,7 @@ from .stack import Site
 
 APP = "myhealth-agents"
 START_SECONDS = 30
+_TOKEN = {"Authorization": "Bearer local"}
 
 _FLY_TOML = """\
 app = "{app}"
@@ -201,9 +202,8 @@ class Cloud:
     async def call(self, method: str, path: str = "", **body: Any) -> tuple[int, Any]:
         """Ask the Machines API about this app's machines."""
         url = f"{self.api}/v1/apps/{APP}/machines{path}"
-        headers = {"Authorization": "Bearer local"}
         async with (
-            aiohttp.ClientSession(headers=headers) as http,
+            aiohttp.ClientSession(headers=_TOKEN) as http,
             http.request(method, url, json=body or None) as response,
         ):
             return response.status, await response.json(content_type=None)
@@ -238,7 +238,10 @@ class Cloud:
         """Have the edge cut a share of the clients' connections at random bytes; 0 ends it."""
         body = {"probability": probability, "max_bytes": most_bytes, "seed": seed}
         url = f"{self.api}/_emulator/cut"
-        async with aiohttp.ClientSession() as http, http.post(url, json=body) as response:
+        async with (
+            aiohttp.ClientSession(headers=_TOKEN) as http,
+            http.post(url, json=body) as response,
+        ):
             assert response.status == 204, await response.text()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -9,6 +10,9 @@ import typer
 
 from fly_emulator.errors import EmulatorError
 from fly_emulator.fly_toml import AppConfig, load
+from fly_emulator.machine_config import duration_seconds
+from fly_emulator.run import RunOptions
+from fly_emulator.run import run as run_app
 from fly_emulator.summary import summary
 from fly_emulator.toml_problems import ConfigErrors, render
 
@@ -21,16 +25,74 @@ File: TypeAlias = Annotated[Path, typer.Argument(help="The fly.toml.", show_defa
 Name: TypeAlias = Annotated[str | None, typer.Option("--app", "-a", help="The app's name, over the file's.")]
 
 
-@app.callback()
-def _root() -> None:
-    """Keep `check` a named command."""
-
-
 @app.command()
 def check(file: File = Path("fly.toml"), *, name: Name = None) -> None:
     """Read a fly.toml strictly: name every problem, or say what its machines are."""
     config = read(file, name)
     typer.echo(summary(config))
+
+
+@app.command()
+def run(
+    file: File = Path("fly.toml"),
+    *,
+    name: Name = None,
+    command: Annotated[str, typer.Option(help="What stands for the image's command.")] = "",
+    port: Annotated[int, typer.Option(help="Of the edge, plain HTTP; 0: a free one.")] = 8080,
+    https_port: Annotated[int | None, typer.Option(help="Of the edge, TLS with a local certificate.")] = None,
+    api_port: Annotated[int, typer.Option(help="Of the Machines API; 0: a free one.")] = 4280,
+    machines: Annotated[int, typer.Option(min=1, help="Machines of each group with services.")] = 2,
+    minute: Annotated[str, typer.Option(help="How long one of Fly's minutes lasts, as in 1s.")] = "1m",
+    state: Annotated[Path, typer.Option(help="Folder that survives a restart.")] = Path(".fly-emulator"),
+    env: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE over the file's env; may be repeated.")
+    ] = None,
+    secret: Annotated[
+        list[str] | None, typer.Option(help="NAME of a variable to pass on as a secret; may be repeated.")
+    ] = None,
+    asleep: Annotated[bool, typer.Option(help="Leave the machines stopped until a request comes.")] = False,
+    json: Annotated[bool, typer.Option(help="Print one line of JSON that says where everything is.")] = False,
+) -> None:
+    """Run the app's machines as processes behind an edge that wakes them, until Ctrl-C."""
+    config = read(file, name)
+    try:
+        options = RunOptions(
+            command=tuple(shlex.split(command)),
+            port=port,
+            https_port=https_port,
+            api_port=api_port,
+            machines=machines,
+            minute_seconds=_minute(minute),
+            state=state,
+            env=_pairs(env or []),
+            secrets=tuple(secret or []),
+            asleep=asleep,
+            json=json,
+        )
+        code = run_app(config, options)
+    except EmulatorError as error:
+        raise refused(error) from error
+    raise typer.Exit(code)
+
+
+def _minute(text: str) -> float:
+    try:
+        seconds = duration_seconds(text)
+    except ValueError as error:
+        raise EmulatorError(f"--minute {text}: {error}", hint="--minute 1s makes tests wait less") from error
+    if seconds <= 0:
+        raise EmulatorError(f"--minute {text} is no time", hint="--minute 1s makes tests wait less")
+    return seconds
+
+
+def _pairs(given: list[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for each in given:
+        name, found, value = each.partition("=")
+        if not found or not name:
+            raise EmulatorError(f"--env {name or each!r} has no value", hint="write --env NAME=VALUE")
+        pairs[name] = value
+    return pairs
 
 
 def read(file: Path, name: str | None) -> AppConfig:
