@@ -117,7 +117,7 @@ class Cloud:
         flavour: Flavour,
         *,
         machines: int = 2,
-        idle_seconds: float = 0.6,
+        idle_seconds: float = 0.3,
         minute: float = 0.3,
         soft_limit: int = 200,
         **env: str,
@@ -223,8 +223,11 @@ class Cloud:
         for machine in await self.machines():
             config = machine["config"]
             config["env"]["RELEASE"] = release
-            status, answer = await self.call("POST", f"/{machine['id']}", config=config)
-            assert status == 200, answer
+            async with asyncio.timeout(START_SECONDS):
+                # 412: it is falling asleep or restarting at this moment.
+                while (answer := await self.call("POST", f"/{machine['id']}", config=config))[0] == 412:
+                    await asyncio.sleep(0.1)
+            assert answer[0] == 200, answer
             await self.settled(machine["id"])
 
     async def settled(self, machine_id: str, seconds: float = 20) -> str:

@@ -204,10 +204,12 @@ class Phone:
                         return  # a network that drops the connection
 
     async def state_of(self, turn: str) -> str | None:
-        """Return what the database says of a turn."""
-        return await self._audit.fetchval(
-            "SELECT state FROM myhealth.turns WHERE session_id = $1 AND id = $2", self.session, turn
-        )
+        """Return what the database says of a turn, once it can be asked."""
+        query = "SELECT state FROM myhealth.turns WHERE session_id = $1 AND id = $2"
+        while True:
+            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                return await self._audit.fetchval(query, self.session, turn)
+            await asyncio.sleep(0.05)
 
     async def _check_settled(self, turn: str) -> None:
         state = await self.state_of(turn)

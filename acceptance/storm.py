@@ -100,7 +100,15 @@ async def cloud_round(
     cloud = Cloud(site, folder, flavour)
     reader = await asyncpg.create_pool(site.database_url, min_size=0, max_size=4)
     talkers = [
-        Phone(site, lambda: cloud.url, f"user{n}", random.Random(rng.random()), reader, pauses=(0.2, 2.0))
+        Phone(
+            site,
+            lambda: cloud.url,
+            f"user{n}",
+            random.Random(rng.random()),
+            reader,
+            thinks=1.0,
+            pauses=(0.5, 2.5),
+        )
         for n in range(phones)
     ]
     harm = Harm(cloud, site, database, rng)

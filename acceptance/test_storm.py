@@ -37,7 +37,7 @@ async def test_a_storm_loses_doubles_and_sticks_nothing(
     database: OwnPostgres, model: str, tmp_path: Path, flavour: str, seed: int
 ) -> None:
     report = await cloud_round(
-        database, model, tmp_path, FLAVOURS[flavour], seed=seed, faults=FAULTS, phones=6
+        database, model, tmp_path, FLAVOURS[flavour], seed=seed, faults=FAULTS, phones=4
     )
     assert report.broken is None, f"STORM_SEEDS={seed}: {report}"
     assert report.faults.total() >= FAULTS

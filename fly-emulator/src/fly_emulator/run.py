@@ -140,7 +140,7 @@ async def _open(config: AppConfig, options: RunOptions, secrets: dict[str, str])
 def _arrange(fleet: Fleet, config: AppConfig, options: RunOptions) -> None:
     """Make the machines of each process group, or give those of the last run the file's configuration."""
     for group, described in config.machines().items():
-        wanted = _adapted(described, options)
+        wanted = _adapted(described, config.app, options)
         there = [machine for machine in fleet.machines() if machine.config.process_group == group]
         for machine in there:
             machine.record.config = wanted
@@ -148,7 +148,7 @@ def _arrange(fleet: Fleet, config: AppConfig, options: RunOptions) -> None:
             fleet.create(wanted)
 
 
-def _adapted(config: MachineConfig, options: RunOptions) -> MachineConfig:
+def _adapted(config: MachineConfig, app: str, options: RunOptions) -> MachineConfig:
     """Apply what the command line says; without TLS there is nothing to force HTTPS to."""
     services = config.services
     if options.https_port is None:
@@ -159,7 +159,10 @@ def _adapted(config: MachineConfig, options: RunOptions) -> MachineConfig:
             )
             for service in services
         )
-    return msgspec.structs.replace(config, env={**config.env, **options.env}, services=services)
+    # Every image stands for --command; the API wants a machine to have one.
+    image = config.image or f"registry.fly.io/{app}:local"
+    env = {**config.env, **options.env}
+    return msgspec.structs.replace(config, image=image, env=env, services=services)
 
 
 async def _start_all(fleet: Fleet) -> None:
