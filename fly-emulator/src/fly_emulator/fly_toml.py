@@ -73,13 +73,14 @@ def parse(text: str, *, file: str = "fly.toml", app: str | None = None) -> AppCo
         raise ConfigErrors(findings.problems)
     Rules(document, findings).check()
     name = app or document.app
-    if name is None and not any(problem.key == "app" for problem in findings.problems):
+    named = any(problem.key == "app" or problem.hint == "did you mean app?" for problem in findings.problems)
+    if name is None and not named:
         findings.refuse(
             "app", "nothing", 'the app\'s name: app = "..."', "or pass the name, as with fly --app"
         )
     if findings.problems:
         raise ConfigErrors(sorted(findings.problems, key=lambda problem: problem.line or 0))
-    return _app_config(document, name or "", tuple(findings.warnings))
+    return _app_config(document, name or "", findings.warnings)
 
 
 def _app_config(document: FlyToml, name: str, warnings: tuple[str, ...]) -> AppConfig:

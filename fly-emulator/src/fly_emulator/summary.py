@@ -7,7 +7,7 @@ from fly_emulator.machine_config import MachineConfig, Port, Service
 
 
 def summary(config: AppConfig) -> str:
-    """Return the app, its release command and the machines of each group with what the edge offers of them."""
+    """Return the app, its release command, and each group's machines with what the edge offers of them."""
     region = config.primary_region or "any region"
     lines = [f"{config.app} in {region}, deployed {config.deploy.strategy}"]
     if config.deploy.release_command:
@@ -41,8 +41,8 @@ def _service(service: Service) -> str:
     wake = "on" if service.autostart else "off"
     ports = ", ".join(map(_port, service.ports)) or "no port"
     return (
-        f"  {service.protocol} {ports} -> {service.internal_port}: {limits.type}, soft limit {limits.soft_limit}, "
-        f"hard limit {hard}; autostop {service.autostop}, autostart {wake}, "
+        f"  {service.protocol} {ports} -> {service.internal_port}: {limits.type}, "
+        f"soft limit {limits.soft_limit}, hard limit {hard}; autostop {service.autostop}, autostart {wake}, "
         f"at least {service.min_machines_running} running; {checks}"
     )
 

@@ -28,14 +28,18 @@ _INTEGER = re.compile(r"[+-]?\d{1,15}")
 class Refused(Exception):
     """The value has not this form.
 
-    `hint` says more where there is more to say; `under` names the key inside a table whose `value` is wrong.
+    `hint` says more where there is more to say; `under` names the key inside a table whose `value` is wrong,
+    `expected` what that value had to be.
     """
 
-    def __init__(self, hint: str = "", *, under: str = "", value: Any = None) -> None:
+    def __init__(
+        self, hint: str = "", *, under: str = "", value: Any = None, expected: str = "a string"
+    ) -> None:
         super().__init__(hint)
         self.hint = hint
         self.under = under
         self.value = value
+        self.expected = expected
 
 
 class Form(Protocol):
@@ -107,7 +111,7 @@ class SignalForm:
     def read(self, value: Any) -> tuple[Any, str]:
         """Return the name."""
         names = {s.name for s in signal.Signals}
-        if value in names:
+        if isinstance(value, str) and value in names:
             undocumented = value not in self.documented
             return value, f"Fly documents only {', '.join(sorted(self.documented))}" if undocumented else ""
         for guess in (str(value).upper(), "SIG" + str(value).upper()):
@@ -222,7 +226,7 @@ class AutostopForm:
         if isinstance(value, bool):
             word = "stop" if value else "off"
             return word, f'the older form: write "{word}"'
-        if value in {"off", "stop", "suspend"}:
+        if isinstance(value, str) and value in {"off", "stop", "suspend"}:
             return value, ""
         legacy = {"true": 'write "stop"', "false": 'write "off"'}
         raise Refused(legacy.get(str(value).lower(), ""))
@@ -315,7 +319,7 @@ class ResponseHeadersForm:
         for name, item in value.items():
             texts: list[Any] = item if isinstance(item, list) else [item]
             if item is not False and not all(isinstance(text, str) for text in texts):
-                raise Refused(under=str(name), value=item)
+                raise Refused(under=str(name), value=item, expected="a string, an array of strings, or false")
         return value, ""
 
 
@@ -343,11 +347,13 @@ class ProcessesForm:
     @staticmethod
     def _command(name: Any, command: Any) -> str:
         if not isinstance(command, str):
-            raise Refused("a command is a string", under=str(name), value=command)
+            raise Refused(under=str(name), value=command)
         try:
             shlex.split(command)
         except ValueError as error:
-            raise Refused(f"it does not split: {error}", under=str(name), value=command) from error
+            raise Refused(
+                f"it does not split: {error}", under=str(name), value=command, expected="a command line"
+            ) from error
         return command
 
 

@@ -27,7 +27,7 @@ class Lines:
             if fence or depth:
                 fence, depth = _scan(line, fence, depth)
             elif header := _HEADER.fullmatch(line):
-                table = self._header(header[2], array=header[1] == "[[")
+                table = self._header(header[2], number, array=header[1] == "[[")
                 self._lines.setdefault(table, number)
             elif key := _KEY.match(line):
                 self._key(table, key[1], number)
@@ -47,13 +47,14 @@ class Lines:
             path = f"{path}.{part}" if path else part
             self._lines.setdefault(path, number)
 
-    def _header(self, text: str, *, array: bool) -> str:
+    def _header(self, text: str, number: int, *, array: bool) -> str:
         """Return the path of a header, with the index of the newest element where an array is meant."""
         path = ""
         parts = _parts(text)
         for position, part in enumerate(parts, start=1):
             path = f"{path}.{part}" if path else part
             if array and position == len(parts):
+                self._lines.setdefault(path, number)
                 self._arrays[path] = self._arrays.get(path, -1) + 1
             if path in self._arrays:
                 path = f"{path}[{self._arrays[path]}]"

@@ -276,4 +276,4 @@ def _mount(section: Mount) -> dict[str, Any]:
 
 def _plain(section: Section | None) -> dict[str, Any]:
     """Return a section as the API writes it: what is unset is left out."""
-    return msgspec.to_builtins(section) if section is not None else {}
+    return msgspec.json.decode(msgspec.json.encode(section)) if section is not None else {}

@@ -43,8 +43,10 @@ class Rules:
         self.findings = findings
         keys = [problem.key for problem in findings.problems]
         self._spoilt = {key.rpartition(".")[0] for key in keys} | set(keys)
+        # Where [processes] itself is wrong or misspelt, nothing can be said about the groups others name.
         self._groups_known = not any(
-            key.startswith("processes") or ("." not in key and "[" not in key) for key in keys
+            problem.key.startswith("processes") or problem.hint == "did you mean processes?"
+            for problem in findings.problems
         )
 
     def check(self) -> None:
@@ -116,7 +118,7 @@ class Rules:
     def _groups(self) -> None:
         document = self.document
         names = group_names(document)
-        named: list[Section] = [
+        named = [
             *self._services(),
             *document.checks.values(),
             *document.mounts,
@@ -128,7 +130,7 @@ class Rules:
         if not self._groups_known:
             return
         for section in named:
-            self._known_groups(section, section.processes, names)  # pyright: ignore[reportAttributeAccessIssue]
+            self._known_groups(section, section.processes, names)
         if document.processes:
             for service in self._services():
                 if not service.processes:

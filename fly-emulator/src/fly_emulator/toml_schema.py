@@ -8,6 +8,8 @@ stands for an array of tables).
 from __future__ import annotations
 
 import difflib
+import functools
+import operator
 from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -72,7 +74,7 @@ class Findings:
         self.file = file
         self.lines = lines
         self.problems: list[ConfigProblem] = []
-        self.warnings: list[str] = []
+        self._warnings: list[tuple[int, str]] = []
         self._places: dict[int, str] = {}
 
     def placed(self, section: msgspec.Struct, key: str) -> None:
@@ -95,12 +97,18 @@ class Findings:
         """Note a warning."""
         line = self.lines.find(key)
         place = self.file if line is None else f"{self.file}:{line}"
-        warning = f"{place}: {key}: {text}"
-        if warning not in self.warnings:
-            self.warnings.append(warning)
+        warning = (line or 0, f"{place}: {key}: {text}")
+        if warning not in self._warnings:
+            self._warnings.append(warning)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """All warnings, in the order of their lines."""
+        return tuple(text for _, text in sorted(self._warnings, key=operator.itemgetter(0)))
 
 
-def fields_of(section: type[Section]) -> dict[str, Field]:
+@functools.cache
+def fields_of(section: type[Section]) -> Mapping[str, Field]:
     """Return a section's fields by key, aliases included."""
     hints = get_type_hints(section, include_extras=True)
     fields: dict[str, Field] = {}
@@ -131,10 +139,13 @@ def read_section(section: type[T], table: Any, key: str, findings: Findings) -> 
         return MISSING
     fields = fields_of(cast("type[Section]", section))
     values: dict[str, Any] = {}
+    meant: set[str] = set()
     for name, value in cast("Mapping[str, Any]", table).items():
         path = f"{key}.{name}" if key else name
         if (field := fields.get(name)) is None:
-            findings.refuse(path, "an unknown key", f"one of {_keys(section)}", suggestion(name, fields))
+            near = suggestion(name, {field.key: field for field in fields.values()})
+            meant.add(near)
+            findings.refuse(path, "an unknown key", f"one of {_keys(section)}", near)
         elif (read := _read_field(field, value, path, findings)) is not MISSING:
             if name != field.key:
                 findings.warn(path, f"an older spelling: write {field.key}")
@@ -145,7 +156,8 @@ def read_section(section: type[T], table: Any, key: str, findings: Findings) -> 
     for field in {f.key: f for f in fields.values()}.values():
         if field.required and field.name not in values:
             complete = False
-            if not any(fields.get(name) is field for name in table):
+            misspelt = suggestion(field.key, {field.key: field}) in meant
+            if not misspelt and not any(fields.get(name) is field for name in table):
                 findings.refuse(_under(key, field.key), "nothing", f"a value: [{key}] needs {field.key}")
     if not complete:
         return MISSING
@@ -156,11 +168,14 @@ def read_section(section: type[T], table: Any, key: str, findings: Findings) -> 
 
 def suggestion(name: str, known: Mapping[str, Any]) -> str:
     """Return `did you mean ...?` for a misspelt name, or nothing."""
-    folded = name.lower().replace("-", "_")
-    near = difflib.get_close_matches(folded, known, n=1, cutoff=0.6)
-    if not near:
-        near = [key for key in known if folded in key.split("_") or key in folded.split("_")][:1]
-    return f"did you mean {near[0]}?" if near else ""
+    folded = {key.lower().replace("-", "_"): key for key in known}
+    wanted = name.lower().replace("-", "_")
+    near = (
+        difflib.get_close_matches(wanted, folded, n=1, cutoff=0.8)
+        or [key for key in folded if key in wanted.split("_") or wanted in key.split("_")]
+        or difflib.get_close_matches(wanted, folded, n=1, cutoff=0.6)
+    )
+    return f"did you mean {folded[near[0]]}?" if near else ""
 
 
 def _under(key: str, name: str) -> str:
@@ -192,7 +207,8 @@ def _read_field(field: Field, value: Any, key: str, findings: Findings) -> Any:
             value, warning = form.read(value)
         except Refused as refused:
             found = describe(refused.value) if refused.under else describe(value)
-            findings.refuse(_under(key, refused.under), found, form.expected, refused.hint)
+            expected = refused.expected if refused.under else form.expected
+            findings.refuse(_under(key, refused.under), found, expected, refused.hint)
             return MISSING
         if warning:
             findings.warn(key, warning)
