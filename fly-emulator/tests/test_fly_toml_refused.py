@@ -96,6 +96,35 @@ REFUSED: dict[str, tuple[str, str, str, str, str]] = {
         "port",
         "port",
     ),
+    # Keys of another table.
+    "services.checks": (
+        '[[services]]\ninternal_port = 1\n[[services.checks]]\npath = "/"',
+        "services[0].checks",
+        "an unknown key",
+        "http_checks",
+        "http_checks",
+    ),
+    "limit without its table": (
+        SERVICE + "hard_limit = 25",
+        "http_service.hard_limit",
+        "an unknown key",
+        "concurrency",
+        "it belongs in [http_service.concurrency]",
+    ),
+    "top key below a table": (
+        '[build]\ndockerfile = "Dockerfile"\nkill_timeout = 5',
+        "build.kill_timeout",
+        "an unknown key",
+        "dockerfile",
+        "it belongs at the top of the file, before the first table",
+    ),
+    "key above its table": (
+        "force_https = true",
+        "force_https",
+        "an unknown key",
+        "",
+        "it belongs in [http_service]",
+    ),
     # Values.
     "quoted port": (
         '[http_service]\ninternal_port = "8080"',

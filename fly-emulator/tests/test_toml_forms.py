@@ -11,16 +11,18 @@ from hypothesis import strategies as st
 from fly_emulator.machine_config import duration_seconds
 from fly_emulator.toml_forms import (
     AutostopForm,
-    ConcurrencyForm,
     DurationForm,
-    EnvForm,
     Refused,
     SignalForm,
     SizeForm,
-    cast_string,
     format_duration,
 )
 from fly_emulator.toml_machines import clamped
+from fly_emulator.toml_table_forms import (
+    ConcurrencyForm,
+    EnvForm,
+    cast_string,
+)
 
 
 @given(st.integers(0, 2**53))

@@ -67,7 +67,7 @@ def load(path: Path, *, app: str | None = None) -> AppConfig:
 
 def parse(text: str, *, file: str = "fly.toml", app: str | None = None) -> AppConfig:
     """Read the text of a fly.toml; `file` is what problems call it. Raises ConfigErrors."""
-    findings = Findings(file, Lines(text))
+    findings = Findings(file, Lines(text), FlyToml)
     document = read_section(FlyToml, _table(text, file), "", findings)
     if document is MISSING:
         raise ConfigErrors(findings.problems)

@@ -19,7 +19,7 @@ from fly_emulator.toml_machines import (
     clamped,
     guest,
 )
-from fly_emulator.toml_schema import Findings, Section, suggestion
+from fly_emulator.toml_schema import Findings, Section, did_you_mean, nearest
 from fly_emulator.toml_sections import (
     Compute,
     FileSection,
@@ -141,7 +141,7 @@ class Rules:
     def _known_groups(self, section: Section, groups: Iterable[str], names: tuple[str, ...]) -> None:
         for group in groups:
             if group not in names:
-                hint = suggestion(group, dict.fromkeys(names)) or "add it to [processes]"
+                hint = did_you_mean(nearest(group, names)) or "add it to [processes]"
                 self._refuse(section, "processes", f'"{group}"', f"of the groups {', '.join(names)}", hint)
 
     def _service(self, section: HttpService | ServiceSection) -> None:

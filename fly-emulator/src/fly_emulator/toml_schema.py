@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -70,8 +70,9 @@ class Field(msgspec.Struct, frozen=True):
 class Findings:
     """Collects problems and warnings of one file."""
 
-    def __init__(self, file: str, lines: Lines) -> None:
+    def __init__(self, file: str, lines: Lines, root: type[Section] | None = None) -> None:
         self.file = file
+        self.root = root
         self.lines = lines
         self.problems: list[ConfigProblem] = []
         self._warnings: list[tuple[int, str]] = []
@@ -137,45 +138,78 @@ def read_section(section: type[T], table: Any, key: str, findings: Findings) -> 
         brackets = f"[{key}] with single brackets" if isinstance(table, list) else f"the table [{key}]"
         findings.refuse(key, describe(table), f"a table with {_keys(section)}", f"write {brackets}")
         return MISSING
-    fields = fields_of(cast("type[Section]", section))
+    keys = cast("type[Section]", section)
+    fields = fields_of(keys)
     values: dict[str, Any] = {}
     meant: set[str] = set()
     for name, value in cast("Mapping[str, Any]", table).items():
-        path = f"{key}.{name}" if key else name
+        path = _under(key, name)
         if (field := fields.get(name)) is None:
-            near = suggestion(name, {field.key: field for field in fields.values()})
-            meant.add(near)
-            findings.refuse(path, "an unknown key", f"one of {_keys(section)}", near)
+            meant.update(_refuse_unknown(name, keys, key, findings))
         elif (read := _read_field(field, value, path, findings)) is not MISSING:
             if name != field.key:
                 findings.warn(path, f"an older spelling: write {field.key}")
             # Spellings of one key add up, as flyctl takes them.
             earlier = values.get(field.name)
             values[field.name] = (*earlier, *read) if isinstance(earlier, tuple) else read
-    complete = True
-    for field in {f.key: f for f in fields.values()}.values():
-        if field.required and field.name not in values:
-            complete = False
-            misspelt = suggestion(field.key, {field.key: field}) in meant
-            if not misspelt and not any(fields.get(name) is field for name in table):
-                findings.refuse(_under(key, field.key), "nothing", f"a value: [{key}] needs {field.key}")
-    if not complete:
+    absent = [field for field in fields.values() if field.required and field.name not in values]
+    for field in absent:
+        # What is misspelt or refused is not missing as well.
+        if field.key not in meant and field.key not in table:
+            findings.refuse(_under(key, field.key), "nothing", f"a value: [{key}] needs {field.key}")
+    if absent:
         return MISSING
     made = section(**values)
     findings.placed(made, key)
     return made
 
 
-def suggestion(name: str, known: Mapping[str, Any]) -> str:
-    """Return `did you mean ...?` for a misspelt name, or nothing."""
+def _refuse_unknown(name: str, section: type[Section], key: str, findings: Findings) -> list[str]:
+    """Refuse a key, and return what it may have meant."""
+    near = nearest(name, dict.fromkeys(field.key for field in fields_of(section).values()))
+    hint = did_you_mean(near) or _belongs(name, section, key, findings.root)
+    findings.refuse(_under(key, name), "an unknown key", f"one of {_keys(section)}", hint)
+    return near
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Return which of the known names a misspelt one may mean, the likeliest first."""
     folded = {key.lower().replace("-", "_"): key for key in known}
     wanted = name.lower().replace("-", "_")
+    words = [key for key in folded if key in wanted.split("_") or wanted in key.split("_")]
     near = (
         difflib.get_close_matches(wanted, folded, n=1, cutoff=0.8)
-        or [key for key in folded if key in wanted.split("_") or wanted in key.split("_")]
+        or difflib.get_close_matches(wanted, words, n=2, cutoff=0)
         or difflib.get_close_matches(wanted, folded, n=1, cutoff=0.6)
     )
-    return f"did you mean {folded[near[0]]}?" if near else ""
+    return [folded[key] for key in near]
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    """Return the hint that names what may be meant, or nothing."""
+    return f"did you mean {' or '.join(names)}?" if names else ""
+
+
+def _belongs(name: str, section: type[Section], key: str, root: type[Section] | None) -> str:
+    """Say where a key belongs that stands in the wrong table: below this one, else at the top."""
+    for table, below in _tables(section):
+        if name in fields_of(below):
+            return f"it belongs in [{bare(_under(key, table))}]"
+    if root is not None and name in fields_of(root):
+        return "it belongs at the top of the file, before the first table"
+    return ""
+
+
+def _tables(section: type[Section], prefix: str = "") -> Iterator[tuple[str, type[Section]]]:
+    """Yield the tables below a section with their paths, the nearer ones first."""
+    inner = [
+        (_under(prefix, field.key), below)
+        for field in fields_of(section).values()
+        if get_origin(field.kind) is not dict and (below := inner_section(field.kind))
+    ]
+    yield from inner
+    for path, below in inner:
+        yield from _tables(below, path)
 
 
 def _under(key: str, name: str) -> str:
@@ -235,9 +269,9 @@ def _read(kind: Any, value: Any, key: str, findings: Findings, single: Single | 
 def _read_choice(choices: tuple[Any, ...], value: Any, key: str, findings: Findings) -> Any:
     if isinstance(value, str) and value in choices:
         return value
-    known = {str(choice): choice for choice in choices}
+    known = [str(choice) for choice in choices]
     expected = " or ".join(f'"{choice}"' for choice in choices)
-    findings.refuse(key, describe(value), expected, suggestion(str(value), known))
+    findings.refuse(key, describe(value), expected, did_you_mean(nearest(str(value), known)))
     return MISSING
 
 

@@ -16,23 +16,25 @@ import msgspec
 from fly_emulator.machine_config import Autostop
 from fly_emulator.toml_forms import (
     AutostopForm,
-    ChecksForm,
     ChoiceForm,
     CommandForm,
-    ConcurrencyForm,
     DurationForm,
-    EnvForm,
-    HeadersForm,
     NumberForm,
     PatternForm,
     PortForm,
-    ProcessesForm,
-    ResponseHeadersForm,
     SignalForm,
     SizeForm,
     WordsForm,
 )
 from fly_emulator.toml_schema import Alias, Note, Section, Single
+from fly_emulator.toml_table_forms import (
+    ChecksForm,
+    ConcurrencyForm,
+    EnvForm,
+    HeadersForm,
+    ProcessesForm,
+    ResponseHeadersForm,
+)
 from fly_emulator.vm_sizes import CPUS, PRESETS
 
 _Milliseconds: TypeAlias = Annotated[str | None, DurationForm("ms")]
