@@ -183,6 +183,39 @@ def test_the_release_machine_may_have_a_size_of_its_own() -> None:
     assert release.guest == PRESETS["performance-1x"]
 
 
+def test_the_machines_that_test_another() -> None:
+    # superfly/flyctl internal/appconfig/machines.go, ToTestMachineConfig
+    config = parse(
+        'app = "x"\nkill_signal = "SIGTERM"\nkill_timeout = 9\n[env]\nA = "1"\n[build]\nimage = "app:1"\n'
+        '[http_service]\ninternal_port = 1\n[[http_service.machine_checks]]\ncommand = ["probe"]\n'
+        '[[machine_checks]]\ncommand = ["curl"]\nimage = "curl"\nentrypoint = ["sh"]\nkill_signal = "SIGKILL"'
+    )
+
+    own, other = config.test_machines("app")
+
+    assert (own.image, own.init.cmd, own.stop_config.signal, own.stop_config.timeout) == (
+        "app:1",
+        ("probe",),
+        "SIGTERM",
+        "9s",
+    )
+    assert (other.image, other.init.cmd, other.init.entrypoint) == ("curl", ("curl",), ("sh",))
+    assert (other.stop_config.signal, other.stop_config.timeout) == ("SIGKILL", "5s")
+    assert own.env == {"A": "1", "FLY_TEST_COMMAND": "1", "FLY_PROCESS_GROUP": "fly_app_test_machine_command"}
+    assert own.restart.policy == "no"
+    assert own.auto_destroy
+    assert parse('app = "x"').test_machines("app") == ()
+
+
+def test_machine_checks_test_the_groups_of_their_service() -> None:
+    config = parse(
+        GROUPS + '[http_service]\ninternal_port = 1\nprocesses = ["beta"]\n'
+        '[[http_service.machine_checks]]\ncommand = ["probe"]'
+    )
+
+    assert [len(config.test_machines(group)) for group in config.machines()] == [0, 1, 0]
+
+
 def test_defaults_of_a_deploy() -> None:
     deploy = parse('app = "x"').deploy
 

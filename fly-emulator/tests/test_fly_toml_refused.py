@@ -336,6 +336,13 @@ REFUSED: dict[str, tuple[str, str, str, str, str]] = {
     "metrics port": ('[metrics]\npath = "/metrics"', "metrics.port", "nothing", "needs port", ""),
     "restart policy": ("[[restart]]\nretries = 3", "restart[0].policy", "nothing", "needs policy", ""),
     "check type": ("[checks.a]\nport = 1", "checks.a.type", "nothing", "needs type", ""),
+    "machine check": (
+        '[[machine_checks]]\nimage = "x"',
+        "machine_checks[0].command",
+        "nothing",
+        "needs command",
+        "",
+    ),
     "check port": ('[checks.a]\ntype = "tcp"', "checks.a.port", "nothing", "the port", "no [http_service]"),
     "port of a port": (
         PORT + 'handlers = ["http"]',

@@ -16,7 +16,7 @@ import msgspec
 from fly_emulator.machine_config import MachineConfig
 from fly_emulator.toml_groups import group_names
 from fly_emulator.toml_lines import Lines
-from fly_emulator.toml_machines import machine_config, release_machine_config
+from fly_emulator.toml_machines import machine_config, release_machine_config, test_machine_configs
 from fly_emulator.toml_problems import ConfigErrors, ConfigProblem
 from fly_emulator.toml_rules import Rules
 from fly_emulator.toml_schema import MISSING, Findings, read_section
@@ -58,6 +58,10 @@ class AppConfig(msgspec.Struct, frozen=True, kw_only=True):
     def release_machine(self) -> MachineConfig | None:
         """Return the machine that runs `release_command` before the others; None without one."""
         return release_machine_config(self.document)
+
+    def test_machines(self, group: str) -> tuple[MachineConfig, ...]:
+        """Return the machines that test a new one of the group (`machine_checks`) during a deploy."""
+        return test_machine_configs(self.document, group)
 
 
 def load(path: Path, *, app: str | None = None) -> AppConfig:

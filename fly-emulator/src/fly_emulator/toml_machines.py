@@ -38,6 +38,7 @@ from fly_emulator.toml_sections import (
     ServiceHttpCheck,
     ServiceSection,
     ServiceTcpCheck,
+    TestCheck,
     ToplevelCheck,
 )
 from fly_emulator.vm_sizes import DEFAULT_GPU_SIZE, DEFAULT_SIZE, PRESETS
@@ -48,6 +49,7 @@ DEFAULT_INTERNAL_PORT = 8080
 """Source: superfly/docs `reference/configuration`, `internal_port`."""
 LONGEST_KILL_TIMEOUT = 300.0
 _RELEASE_GROUP = "fly_app_release_command"
+_TEST_GROUP = "fly_app_test_machine_command"
 
 
 def machine_config(document: FlyToml, group: str) -> MachineConfig:
@@ -91,6 +93,39 @@ def release_machine_config(document: FlyToml) -> MachineConfig | None:
         restart=Restart(policy="no"),
         stop_config=_stop_config(document),
         metadata=_metadata(_RELEASE_GROUP),
+        auto_destroy=True,
+    )
+
+
+def test_machine_configs(document: FlyToml, group: str) -> tuple[MachineConfig, ...]:
+    """Return the machines that `fly deploy` runs to test a new one of the group, one for each machine check.
+
+    FLY_TEST_MACHINE_IP, the address of the machine under test, is left to whoever runs them. Source: flyctl
+    `machines.go`, ToTestMachineConfig; `deploy/machinebasedtest.go`, runTestMachines.
+    """
+    services = [document.http_service] if document.http_service else []
+    serving = [s for s in (*services, *document.services) if not s.processes or group in s.processes]
+    checks = [check for section in serving for check in section.machine_checks]
+    tested = machine_config(document, group)
+    return tuple(_test_machine(document, check, tested) for check in (*checks, *document.machine_checks))
+
+
+def _test_machine(document: FlyToml, check: TestCheck, tested: MachineConfig) -> MachineConfig:
+    # An image of its own stops as that image says, where the check itself says nothing.
+    default = StopConfig() if check.image else _stop_config(document)
+    return MachineConfig(
+        image=check.image or tested.image,
+        init=Init(
+            cmd=check.command,
+            entrypoint=check.entrypoint or tested.init.entrypoint,
+            swap_size_mb=document.swap_size_mb,
+        ),
+        env={**tested.env, **_env(document, _TEST_GROUP), "FLY_TEST_COMMAND": "1"},
+        restart=Restart(policy="no"),
+        stop_config=StopConfig(
+            signal=check.kill_signal or default.signal, timeout=check.kill_timeout or default.timeout
+        ),
+        metadata=_metadata(_TEST_GROUP),
         auto_destroy=True,
     )
 

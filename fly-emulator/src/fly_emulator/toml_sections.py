@@ -97,7 +97,7 @@ class ToplevelCheck(ServiceHttpCheck, frozen=True, kw_only=True):
 class TestCheck(Section, frozen=True, kw_only=True):
     """`[[machine_checks]]`: a machine that `fly deploy` runs beside the new one."""
 
-    command: tuple[str, ...] = ()
+    command: tuple[str, ...]
     image: str = ""
     entrypoint: tuple[str, ...] = ()
     kill_signal: Annotated[str | None, SignalForm()] = None
