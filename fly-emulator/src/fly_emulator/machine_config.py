@@ -1,4 +1,4 @@
-"""A machine's configuration in the form of the Machines API: what flyctl makes of fly.toml, and the proxy reads.
+"""A machine's configuration in the Machines API's form: what flyctl makes of fly.toml, and the proxy reads.
 
 Field names are the API's (superfly/fly-go `machine_types.go`). Durations are strings such as "10s" on the
 wire; `duration_seconds` reads them. Unknown fields of a request are kept out, as the API does.

@@ -68,7 +68,7 @@ class MachineView(Protocol):
         """Return host and port where the process listens for this internal port."""
         ...
 
-    async def wait_healthy(self, internal_port: int, timeout: float) -> bool:
+    async def wait_healthy(self, internal_port: int, timeout: float) -> bool:  # noqa: ASYNC109 - its own bound
         """Wait until `healthy`; False when the time is over or the machine left `starting`/`started`."""
         ...
 
