@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
 import socket
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from fly_emulator import states
 from fly_emulator.environment import Image
 from fly_emulator.errors import LaunchError, StateError
 from fly_emulator.events import ExitEvent
@@ -382,3 +386,45 @@ async def test_a_service_of_two_checks_needs_both(tmp_path: Path) -> None:
         assert not machine.healthy(8080)
         flag.touch()
         assert await machine.wait_healthy(8080, 20.0)
+
+
+async def test_a_caller_that_goes_away_does_not_leave_it_half_started(tmp_path: Path) -> None:
+    async with opened(tmp_path) as fleet:
+        machine = fleet.create(WEB)
+        caller = asyncio.create_task(machine.start())
+        await until(fleet, lambda: machine.state == "starting")
+        caller.cancel()
+        await asyncio.wait([caller])
+        assert caller.cancelled()
+        await machine.settled()
+        assert machine.state == "started"
+        assert await machine.wait_healthy(8080, 20.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_any_order_of_operations_keeps_state_and_process_together(tmp_path: Path, seed: int) -> None:
+    choose = random.Random(seed)
+    config = shell("trap 'exit 0' INT; while :; do sleep 0.005; done")
+    async with opened(tmp_path) as fleet:
+        machine = fleet.create(config)
+        operations: list[Callable[[], Coroutine[Any, Any, None]]] = [
+            machine.start,
+            machine.stop,
+            machine.suspend,
+            machine.restart,
+            lambda: machine.update(config),
+            lambda: machine.update(config, launch=False),
+        ]
+        for _ in range(25):
+            several = choose.choices(operations, k=choose.choice([1, 1, 2]))
+            before = machine.state
+            results = await asyncio.gather(*(one() for one in several), return_exceptions=True)
+            assert all(result is None or isinstance(result, StateError) for result in results), (
+                before,
+                results,
+            )
+            assert machine.state in states.PERSISTENT
+            assert (machine.pid is not None) == (machine.state in ("started", "suspended"))
+            assert (machine.record.process is not None) == (machine.pid is not None)
+            if machine.pid is not None:
+                assert alive(machine.pid)

@@ -247,6 +247,7 @@ class Fleet:
         self._closed = True
 
     async def _shut(self, machine: Machine, kill_timeout: float | None) -> None:
+        await machine.settled()
         try:
             await machine.stop(kill_timeout=kill_timeout)
         except StateError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Protocol
+from typing import Any, ParamSpec, Protocol
 
 import aiohttp
 import msgspec
@@ -33,6 +34,24 @@ _EARLY = 10.0
 """A process that ends sooner has died at start: its last lines are repeated."""
 
 _LEFT_STOPPED = "machine was in a non-started state prior to the update so leaving the new version stopped"
+
+
+P = ParamSpec("P")
+
+
+def uncancelled(operation: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, Coroutine[Any, Any, None]]:
+    """Carry an operation to its end when its caller is cancelled (a client that has gone away).
+
+    Half a start would leave the machine in `starting` for ever.
+    """
+
+    @functools.wraps(operation)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> None:
+        task = asyncio.ensure_future(operation(*args, **kwargs))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(task)
+
+    return call
 
 
 class Host(Protocol):
@@ -135,6 +154,7 @@ class Machine:
 
     # Operations.
 
+    @uncancelled
     async def start(self, *, source: EventSource = "user") -> None:
         """Start it, or resume it if it is suspended; one that runs stays. Raises StateError, LaunchError."""
         states.admit("start", self.state)
@@ -148,6 +168,7 @@ class Machine:
             else:
                 await self._launch(source)
 
+    @uncancelled
     async def stop(
         self,
         *,
@@ -161,6 +182,7 @@ class Machine:
             if states.admit("stop", self.state):
                 await self._stop(source, kill_signal, kill_timeout)
 
+    @uncancelled
     async def suspend(self, *, source: EventSource = "user") -> None:
         """Freeze it, or stop it where Fly does not suspend such a machine. Raises StateError."""
         states.admit("suspend", self.state)
@@ -174,6 +196,7 @@ class Machine:
                 self._say(f"machine cannot be suspended ({obstacle}), stopping it instead", level="warn")
                 await self._stop(source)
 
+    @uncancelled
     async def restart(self, *, kill_signal: str | None = None, kill_timeout: float | None = None) -> None:
         """Stop it and start it. Raises StateError, LaunchError."""
         states.admit("restart", self.state)
@@ -184,6 +207,7 @@ class Machine:
                 await self._end(kill_signal, kill_timeout, restarting=True)
                 await self._launch("flyd")
 
+    @uncancelled
     async def update(
         self, config: MachineConfig, *, launch: bool = True, accepted: Callable[[], None] | None = None
     ) -> None:
@@ -212,6 +236,7 @@ class Machine:
             else:
                 self._move("created", "update", "flyd")
 
+    @uncancelled
     async def destroy(self, *, force: bool = False) -> None:
         """Remove it for good; `force` kills what runs. Raises StateError."""
         states.admit("destroy", self.state, force=force)
@@ -236,6 +261,11 @@ class Machine:
         metadata = others if value is None else {**others, key: value}
         self.record.config = msgspec.structs.replace(self.config, metadata=metadata)
         self._touched()
+
+    async def settled(self) -> None:
+        """Wait for the operation in progress, if any."""
+        async with self._lock:
+            return
 
     def kill(self) -> None:
         """End its processes at once; the fleet is going away."""
@@ -340,6 +370,9 @@ class Machine:
         await cell.freezer.thaw(process.pid)
         self._move("started", "start", "flyd")
         self._say(f"machine started in {(loop.time() - began) * 1000:.0f}ms")
+        self._new_start_of_checks()
+
+    def _new_start_of_checks(self) -> None:
         if self._checks is not None:
             self._checks.start()
 
@@ -355,7 +388,9 @@ class Machine:
             await cell.freezer.freeze(process.pid)
         except StateError:
             if process.returncode is None:
+                await cell.freezer.thaw(process.pid)
                 self._move("started", "start", "flyd")
+                self._new_start_of_checks()
             raise
         if self._host.settings.cut_connections:
             await self._cut(process.members() | cell.pids())
