@@ -20,7 +20,7 @@ from fly_emulator.settings import MachineSettings
 
 PROGRAMS = Path(__file__).parent / "programs"
 PATIENCE = 20.0
-QUICK = MachineSettings(restart_backoff=0.0, reply_grace=0.01, memory_limit=False)
+QUICK = MachineSettings(restart_backoff=0.0, reply_grace=0.01, memory_limit=False, cut_connections=False)
 WEB = MachineConfig(
     image="registry.fly.io/app:v1",
     init=Init(exec=(sys.executable, "-E", "-s", str(PROGRAMS / "web.py"))),

@@ -174,3 +174,11 @@ def test_rate_limits_refill() -> None:
 def test_image_references(reference: str, parts: tuple[str | None, ...]) -> None:
     found = wire.image_ref(reference)
     assert tuple(found.get(name) for name in ("registry", "repository", "tag", "digest")) == parts
+
+
+async def test_two_emulators_do_not_share_a_state_directory(tmp_path: Path) -> None:
+    async with opened(tmp_path):
+        with pytest.raises(EmulatorError, match="another emulator uses"):
+            await open_fleet("app", primary_region="fra", directory=tmp_path, settings=QUICK)
+    async with opened(tmp_path):
+        pass

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from fly_emulator import cgroup, connections, memory
+from fly_emulator import cgroup, connections, memory, processes
 from fly_emulator.freeze import CgroupFreezer, Freezer, FreezerName, SignalFreezer
 from fly_emulator.machine_config import Guest, Restart
 
@@ -84,6 +85,25 @@ async def test_each_freezer_holds_a_machine_and_lets_it_go(tmp_path: Path, freez
         assert machine.state == "stopped"
         await machine.start()
         assert await machine.wait_healthy(8080, 20.0)
+
+
+@pytest.mark.skipif(not processes.has_proc(), reason="this host has no /proc to look into")
+async def test_a_parent_that_waits_for_a_stopped_vfork_child_counts_as_frozen() -> None:
+    program = (
+        "import ctypes, os, time\n"
+        "libc = ctypes.CDLL(None)\n"
+        "if libc.vfork() == 0:\n"
+        "    time.sleep(600)\n"
+        "    os._exit(0)\n"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, start_new_session=True)
+    try:
+        await eventually(lambda: "D" in processes.group(process.pid).values())
+        await SignalFreezer().freeze(process.pid)
+        assert set(processes.group(process.pid).values()) == {"D", "T"}
+    finally:
+        processes.kill_group(process.pid)
+        await process.wait()
 
 
 @needs_freezer
@@ -169,7 +189,8 @@ async def test_suspending_destroys_connections(tmp_path: Path) -> None:
         "time.sleep(600)\n"
     )
     lines: list[str] = []
-    async with opened(tmp_path, lines=lines) as fleet:
+    settings = msgspec.structs.replace(QUICK, cut_connections=True)
+    async with opened(tmp_path, settings, lines=lines) as fleet:
         machine = fleet.create(shell(f"exec python3 {program}"))
         await machine.start()
         await eventually(lambda: any("connected" in line for line in lines))

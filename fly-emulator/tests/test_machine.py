@@ -419,9 +419,10 @@ async def test_any_order_of_operations_keeps_state_and_process_together(tmp_path
             several = choose.choices(operations, k=choose.choice([1, 1, 2]))
             before = machine.state
             results = await asyncio.gather(*(one() for one in several), return_exceptions=True)
-            assert all(result is None or isinstance(result, StateError) for result in results), (
+            refused = [result for result in results if result is not None]
+            assert all(isinstance(one, StateError) and one.status == 412 for one in refused), (
                 before,
-                results,
+                refused,
             )
             assert machine.state in states.PERSISTENT
             assert (machine.pid is not None) == (machine.state in ("started", "suspended"))

@@ -49,6 +49,11 @@ class Cell:
         """Return who is in the groups, sessions of their own included."""
         return frozenset(pid for group in self.groups for pid in group.pids())
 
+    def kill(self) -> None:
+        """End what is in the groups."""
+        for group in self.groups:
+            group.kill()
+
     def oom_killed(self) -> bool:
         """Say whether the memory limit has killed."""
         return self._memory is not None and self._memory.oom_killed()

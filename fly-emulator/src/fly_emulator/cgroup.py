@@ -50,13 +50,17 @@ class Cgroup:
             return 0
         return next((int(line.split()[1]) for line in lines if line.startswith(f"{key} ")), 0)
 
+    def kill(self) -> None:
+        """End its members."""
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     async def remove(self) -> bool:
         """Kill what is still in it and remove it; say whether it is gone."""
         until = asyncio.get_running_loop().time() + _PATIENCE
         while self.path.exists():
-            for pid in self.pids():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            self.kill()
             try:
                 self.path.rmdir()
             except FileNotFoundError:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import aiohttp
 import msgspec
@@ -58,8 +59,9 @@ class Fleet:
         self._machines: dict[str, Machine] = {}
         self._client: aiohttp.ClientSession | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._outputs: dict[str, Any] = {}
+        self._outputs: dict[str, IO[str]] = {}
         self._closed = False
+        self._lock: IO[str] | None = None
 
     # What the edge sees.
 
@@ -209,6 +211,7 @@ class Fleet:
     async def load(self) -> None:
         """Take up the state file; what the last emulator left running is ended first."""
         self._directory.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self._directory)
         target = self._directory / "machines.json"
         if not target.exists():
             return
@@ -245,6 +248,12 @@ class Fleet:
         self._outputs.clear()
         self.save()
         self._closed = True
+        self.unlock()
+
+    def unlock(self) -> None:
+        """Let another emulator use the state directory."""
+        if self._lock is not None:
+            self._lock.close()
 
     async def _shut(self, machine: Machine, kill_timeout: float | None) -> None:
         await machine.settled()
@@ -252,6 +261,19 @@ class Fleet:
             await machine.stop(kill_timeout=kill_timeout)
         except StateError:
             machine.kill()
+
+
+def _lock(directory: Path) -> IO[str]:
+    """Keep a second emulator out: it would take our machines for leftovers and end them."""
+    file = (directory / "lock").open("w", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise EmulatorError(
+            f"another emulator uses {directory}", hint="end it, or choose another state directory"
+        ) from None
+    return file
 
 
 async def open_fleet(
@@ -262,7 +284,11 @@ async def open_fleet(
     settings: MachineSettings | None = None,
     log: Log | None = None,
 ) -> Fleet:
-    """Make a fleet from its state directory. Raises EmulatorError when the state file is damaged."""
+    """Make a fleet from its state directory. Raises EmulatorError: a damaged file, another emulator."""
     fleet = Fleet(app, primary_region, directory, settings or MachineSettings(), log or Log())
-    await fleet.load()
+    try:
+        await fleet.load()
+    except EmulatorError:
+        fleet.unlock()
+        raise
     return fleet

@@ -19,6 +19,7 @@ from fly_emulator.errors import StateError
 FreezerName: TypeAlias = Literal["signal", "cgroup"]
 _PATIENCE = 5.0
 _STEP = 0.002
+_BLOCKED = 0.05
 
 
 class Freezer(Protocol):
@@ -38,16 +39,23 @@ class SignalFreezer:
 
     async def freeze(self, pgid: int) -> None:
         """Stop the group and wait until the host says so of each member (where the host says it)."""
-        until = asyncio.get_running_loop().time() + _PATIENCE
+        now = asyncio.get_running_loop().time
+        until, blocked_since = now() + _PATIENCE, now()
         while True:
             try:
                 os.killpg(pgid, signal.SIGSTOP)
             except (ProcessLookupError, PermissionError):
                 raise StateError("the machine's processes are gone", status=500) from None
             # A member may have forked between the signal and the look: the signal goes out again.
-            if all(state in "Tt" for state in processes.group(pgid).values()):
+            found = set(processes.group(pgid).values())
+            if found <= {"T", "t"}:
                 return
-            if asyncio.get_running_loop().time() > until:
+            if not found <= {"T", "t", "D"}:
+                blocked_since = now()
+            elif now() - blocked_since > _BLOCKED:
+                # Waits for a stopped child it has made by vfork: it cannot run, nor be stopped.
+                return
+            if now() > until:
                 raise StateError("the machine's processes did not stop", status=500)
             await asyncio.sleep(_STEP)
 

@@ -323,6 +323,7 @@ class Machine:
                 env=self.environment(),
                 cwd=self.cwd,
                 on_line=lambda line: self._host.output(self.record, line),
+                on_exit=self._cell.kill,
                 cgroups=self._cell.files,
             )
         except (OSError, EmulatorError) as error:

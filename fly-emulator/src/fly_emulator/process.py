@@ -32,11 +32,13 @@ class Process:
         output: asyncio.StreamReader,
         transport: asyncio.BaseTransport,
         on_line: Callable[[str], None],
+        on_exit: Callable[[], None],
     ) -> None:
         self._child = child
         self._output = output
         self._transport = transport
         self._on_line = on_line
+        self._on_exit = on_exit
         self.tail: deque[str] = deque(maxlen=_TAIL)
         self._pump = asyncio.create_task(self._read())
         self._ended = asyncio.create_task(self._end())
@@ -50,9 +52,13 @@ class Process:
         env: Mapping[str, str],
         cwd: Path | None,
         on_line: Callable[[str], None],
+        on_exit: Callable[[], None] = lambda: None,
         cgroups: Sequence[Path] = (),
     ) -> Process:
-        """Start `argv`; `on_line` gets each line it prints on either stream. Raises OSError."""
+        """Start `argv`; `on_line` gets each line it prints on either stream. Raises OSError.
+
+        `on_exit` is called when the main child is gone, to end what its group does not hold.
+        """
         program = shutil.which(argv[0], path=env.get("PATH"))
         if program is None and not (cwd is not None and (cwd / argv[0]).is_file()):
             raise FileNotFoundError(f"no such program: {argv[0]}")
@@ -80,7 +86,7 @@ class Process:
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(output), os.fdopen(reading, "rb", 0)
         )
-        return cls(child, output, transport, on_line)
+        return cls(child, output, transport, on_line, on_exit)
 
     @property
     def pid(self) -> int:
@@ -120,6 +126,7 @@ class Process:
         code = await self._child.wait()
         # On Fly the whole machine goes with its main child.
         processes.kill_group(self.pid)
+        self._on_exit()
         await asyncio.wait([self._pump], timeout=_DRAIN)
         self._pump.cancel()
         self._transport.close()
