@@ -237,7 +237,7 @@ async def test_what_the_api_returns_can_be_sent_back(tmp_path: Path) -> None:
 
 
 async def test_update_is_accepted_at_once_and_makes_a_version(tmp_path: Path) -> None:
-    settings = msgspec.structs.replace(QUICK, replace_seconds=0.2)
+    settings = msgspec.structs.replace(QUICK, replace_seconds=0.5)
     async with serving(tmp_path, settings) as client:
         machine = await client.create()
         at, old = f"/{machine}", (await client.ok("GET", f"/{machine}"))["instance_id"]
@@ -384,12 +384,11 @@ async def test_a_machine_can_suspend_and_stop_itself(tmp_path: Path, verb: str, 
     assert """answer b'{"ok":true}'""" in (tmp_path / "logs" / f"{machine}.log").read_text()
 
 
-async def test_rate_limits_are_flys(tmp_path: Path) -> None:
+async def test_rate_limits_can_be_switched_on(tmp_path: Path) -> None:
     async with serving(tmp_path, api=ApiSettings(rate_limits=True)) as client:
         machine = client.fleet.create(WEB)
-        statuses = [(await client.ask("POST", f"/{machine.id}/cordon"))[0] for _ in range(5)]
-        assert statuses[:3] == [200, 200, 200]
-        assert 429 in statuses[3:]
-        statuses = [(await client.ask("GET", f"/{machine.id}"))[0] for _ in range(20)]
-        assert statuses[:10] == [200] * 10
-        assert 429 in statuses[10:]
+        answers = await asyncio.gather(*(client.ask("POST", f"/{machine.id}/cordon") for _ in range(30)))
+        assert [status for status, _ in answers].count(200) >= 3
+        status, document = next(answer for answer in answers if answer[0] != 200)
+        assert status == 429
+        assert document["error"] == "resource_exhausted: rate limit exceeded"

@@ -7,6 +7,7 @@ import ipaddress
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,12 @@ from fly_emulator import ids, processes, wire
 from fly_emulator.clock import TimeScale
 from fly_emulator.errors import EmulatorError, StateError
 from fly_emulator.fleet import Fleet, open_fleet
+from fly_emulator.host import Host
 from fly_emulator.limits import RateLimits
-from fly_emulator.machine import Host, Machine
+from fly_emulator.machine import Machine
 from fly_emulator.ports import FleetView, MachineView
 
-from .fleets import QUICK, WEB, alive, eventually, opened, shell, until
+from .fleets import PROGRAMS, QUICK, WEB, alive, eventually, opened, shell, until
 
 
 async def test_machines_survive_a_restart_of_the_emulator_as_stopped(tmp_path: Path) -> None:
@@ -182,3 +184,19 @@ async def test_two_emulators_do_not_share_a_state_directory(tmp_path: Path) -> N
             await open_fleet("app", primary_region="fra", directory=tmp_path, settings=QUICK)
     async with opened(tmp_path):
         pass
+
+
+async def test_after_a_kill_of_the_emulator_the_next_one_leaves_nothing_running(tmp_path: Path) -> None:
+    emulator = await asyncio.create_subprocess_exec(
+        sys.executable, str(PROGRAMS / "emulator.py"), str(tmp_path), stdout=asyncio.subprocess.PIPE
+    )
+    assert emulator.stdout is not None
+    groups = [int(pid) for pid in (await emulator.stdout.readline()).split()]
+    emulator.kill()
+    await emulator.wait()
+    assert all(processes.group(group) for group in groups)
+    async with opened(tmp_path) as fleet:
+        assert [machine.state for machine in fleet.machines()] == ["stopped", "stopped"]
+        await eventually(lambda: not any(processes.group(group) for group in groups))
+        for machine in fleet.machines():
+            await machine.start()

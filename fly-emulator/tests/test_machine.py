@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import uvloop
 
 from fly_emulator import states
 from fly_emulator.environment import Image
@@ -429,3 +430,16 @@ async def test_any_order_of_operations_keeps_state_and_process_together(tmp_path
             assert (machine.record.process is not None) == (machine.pid is not None)
             if machine.pid is not None:
                 assert alive(machine.pid)
+
+
+def test_it_runs_on_the_loop_the_emulator_uses(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with opened(tmp_path) as fleet:
+            machine = await ready(fleet)
+            await machine.suspend()
+            await machine.start()
+            assert await machine.wait_healthy(8080, 20.0)
+            await get(machine, "/exit/0")
+            await until(fleet, lambda: machine.state == "stopped")
+
+    uvloop.run(life())

@@ -14,8 +14,9 @@ from fly_emulator import lease, process, states, wire
 from fly_emulator.api_context import API, NONCE, body, reply
 from fly_emulator.errors import StateError
 from fly_emulator.fleet import Fleet
-from fly_emulator.machine import Machine, signal_number
+from fly_emulator.machine import Machine
 from fly_emulator.machine_config import MachineConfig, duration_seconds
+from fly_emulator.process import signal_number
 
 _BASE: Final = "/v1/apps/{app}/machines"
 _ONE: Final = _BASE + "/{id}"

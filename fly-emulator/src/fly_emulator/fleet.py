@@ -40,7 +40,7 @@ class _File(msgspec.Struct, kw_only=True):
 
 
 class Fleet:
-    """Implements `ports.FleetView` and `machine.Host`. Make it with `open_fleet`, end it with `close`."""
+    """Implements `ports.FleetView` and `host.Host`. Make it with `open_fleet`, end it with `close`."""
 
     def __init__(
         self, app: str, primary_region: str, directory: Path, settings: MachineSettings, log: Log
@@ -161,7 +161,7 @@ class Fleet:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    # What machines need (machine.Host).
+    # What machines need (host.Host).
 
     def client(self) -> aiohttp.ClientSession:
         """Return the session that checks use: a connection of its own for each."""

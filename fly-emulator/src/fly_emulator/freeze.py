@@ -15,8 +15,10 @@ from typing import Literal, Protocol, TypeAlias
 
 from fly_emulator import cgroup, processes
 from fly_emulator.errors import StateError
+from fly_emulator.machine_config import MachineConfig
 
 FreezerName: TypeAlias = Literal["signal", "cgroup"]
+_MAX_SUSPEND_MB = 2048
 _PATIENCE = 5.0
 _STEP = 0.002
 _BLOCKED = 0.05
@@ -102,3 +104,15 @@ class CgroupFreezer:
         if self.group.version == 1:
             return (self.group.path / "freezer.state").read_text().strip() == "FROZEN"
         return self.group.counter("cgroup.events", "frozen") == 1
+
+
+def suspend_obstacle(config: MachineConfig) -> str | None:
+    """Say why Fly stops such a machine instead of suspending it; None when it suspends it.
+
+    Source: superfly/docs `reference/suspend-resume`, Requirements.
+    """
+    if config.guest.memory_mb > _MAX_SUSPEND_MB:
+        return "more than 2 GB of memory"
+    if config.init.swap_size_mb:
+        return "swap is configured"
+    return "a schedule is configured" if config.schedule else None

@@ -3,85 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import signal
-from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol
 
-import aiohttp
 import msgspec
 
 from fly_emulator import connections, environment, states
-from fly_emulator.broadcast import Broadcast
 from fly_emulator.cell import Cell
 from fly_emulator.checks import Checks, Result
 from fly_emulator.clock import timestamp
 from fly_emulator.errors import EmulatorError, LaunchError, StateError
 from fly_emulator.events import EventRequest, EventSource, EventType, describe, exit_event
-from fly_emulator.log import Log
+from fly_emulator.freeze import suspend_obstacle
+from fly_emulator.host import Host
 from fly_emulator.machine_config import MachineConfig, duration_seconds
 from fly_emulator.ports import State
-from fly_emulator.process import Process
+from fly_emulator.process import Process, signal_number
 from fly_emulator.record import Record
-from fly_emulator.settings import MachineSettings
+from fly_emulator.restarts import Restarts
+from fly_emulator.tasks import uncancelled
 
 _MAX_STOP_TIMEOUT = 300.0
-_MAX_SUSPEND_MB = 2048
-"""superfly/docs `reference/suspend-resume`."""
 _EARLY = 10.0
 """A process that ends sooner has died at start: its last lines are repeated."""
 
 _LEFT_STOPPED = "machine was in a non-started state prior to the update so leaving the new version stopped"
-
-
-P = ParamSpec("P")
-
-
-def uncancelled(operation: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, Coroutine[Any, Any, None]]:
-    """Carry an operation to its end when its caller is cancelled (a client that has gone away).
-
-    Half a start would leave the machine in `starting` for ever.
-    """
-
-    @functools.wraps(operation)
-    async def call(*args: P.args, **kwargs: P.kwargs) -> None:
-        task = asyncio.ensure_future(operation(*args, **kwargs))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.shield(task)
-
-    return call
-
-
-class Host(Protocol):
-    """What a machine needs of the fleet it is in."""
-
-    app: str
-    primary_region: str
-    settings: MachineSettings
-    log: Log
-    changed: Broadcast
-
-    def save(self) -> None:
-        """Write the state file."""
-        ...
-
-    def client(self) -> aiohttp.ClientSession:
-        """Return the session that checks use."""
-        ...
-
-    async def ready(self, machine_id: str) -> None:
-        """Prepare what a machine needs before it starts."""
-        ...
-
-    def socket_path(self, machine_id: str) -> Path | None:
-        """Say where the machine finds its API."""
-        ...
-
-    def output(self, record: Record, line: str) -> None:
-        """Take a line that the machine printed."""
-        ...
 
 
 class Machine:
@@ -101,7 +47,7 @@ class Machine:
         self._checks: Checks | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._restarter: asyncio.Task[None] | None = None
-        self._restarts: deque[float] = deque()
+        self._restarts = Restarts(host.settings.restart_window)
         self._started_at = 0.0
 
     # What others see.
@@ -481,9 +427,12 @@ class Machine:
             if code != 0 and early:
                 self._tell_last_words()
             if not again:
-                await self._rest(code)
+                if self.config.auto_destroy:
+                    await self._destroy("flyd")
+                else:
+                    self._move("stopped")
                 return
-            self._restarts.append(asyncio.get_running_loop().time())
+            self._restarts.note(asyncio.get_running_loop().time())
             self._move("restarting")
             # A task of its own, so that a stop or a deploy can come while it waits, and end it.
             self._restarter = asyncio.create_task(self._restart_later())
@@ -505,26 +454,11 @@ class Machine:
             self._restarter = None
 
     def _may_restart(self, code: int) -> bool:
-        policy = self.config.restart
-        if policy.policy == "no" or (policy.policy == "on-failure" and code == 0):
-            self._say(f"machine exited with exit code {128 - code if code < 0 else code}, not restarting")
-            return False
-        if policy.policy == "always":
-            return True
-        since = asyncio.get_running_loop().time() - self._host.settings.restart_window
-        while self._restarts and self._restarts[0] < since:
-            self._restarts.popleft()
-        if len(self._restarts) >= policy.max_retries:
-            self._say(f"machine has reached its max restart count of {policy.max_retries}", level="error")
-            return False
-        return True
-
-    async def _rest(self, code: int) -> None:
-        del code
-        if self.config.auto_destroy:
-            await self._destroy("flyd")
-        else:
-            self._move("stopped")
+        now = asyncio.get_running_loop().time()
+        refusal = self._restarts.refusal(self.config.restart, code, now)
+        if refusal is not None:
+            self._say(refusal)
+        return refusal is None
 
     def _tell_last_words(self) -> None:
         self._say("it died at start; its last output:", level="error")
@@ -547,23 +481,3 @@ class Machine:
 
     def _say(self, message: str, *, level: str = "info") -> None:
         self._host.log.write(self.id, self.region, message, level=level)
-
-
-def suspend_obstacle(config: MachineConfig) -> str | None:
-    """Say why Fly stops such a machine instead of suspending it; None when it suspends it.
-
-    Source: superfly/docs `reference/suspend-resume`, Requirements.
-    """
-    if config.guest.memory_mb > _MAX_SUSPEND_MB:
-        return "more than 2 GB of memory"
-    if config.init.swap_size_mb:
-        return "swap is configured"
-    return "a schedule is configured" if config.schedule else None
-
-
-def signal_number(name: str | int) -> int:
-    """Return the number of a signal. Raises StateError (400)."""
-    try:
-        return int(signal.Signals(name) if isinstance(name, int) else signal.Signals[name.upper()])
-    except (KeyError, ValueError):
-        raise StateError(f"invalid_argument: unknown signal: {name}", status=400) from None

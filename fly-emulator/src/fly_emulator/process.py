@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fly_emulator import processes
+from fly_emulator.errors import StateError
 from fly_emulator.processes import Identity
 
 _LINE_LIMIT = 16_384
@@ -175,3 +177,11 @@ async def run(
             processes.kill_group(child.pid)
             await child.wait()
     return child.returncode or 0, output, errors
+
+
+def signal_number(name: str | int) -> int:
+    """Return the number of a signal. Raises StateError (400)."""
+    try:
+        return int(signal.Signals(name) if isinstance(name, int) else signal.Signals[name.upper()])
+    except (KeyError, ValueError):
+        raise StateError(f"invalid_argument: unknown signal: {name}", status=400) from None
