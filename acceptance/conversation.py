@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from typing import Any
 
 
@@ -22,6 +22,9 @@ class Conversation:
         self.run: str | None = None
         self.ended: Counter[str] = Counter()
         self.resyncs = 0
+        self.connection = 0
+        self.trail: deque[str] = deque(maxlen=12)
+        """The last events, for who reads of a broken promise: connection, type, cursor."""
         self._joining = False
 
     @property
@@ -32,6 +35,7 @@ class Conversation:
     def apply(self, event: dict[str, Any]) -> str | None:
         """Take an event; returns the run that it ended. Raises Broken."""
         metadata = event["metadata"]
+        self.trail.append(f"{self.connection}:{event['type']}:{metadata.get('cursor')}")
         if metadata["threadId"] != self.session:
             raise Broken(f"event of {metadata['threadId']} in the stream of {self.session}")
         self._advance(metadata.get("cursor"), event)
@@ -48,12 +52,12 @@ class Conversation:
             return
         epoch, n = map(int, text.split("-"))
         if (epoch, n) <= self.cursor:
-            raise Broken(f"cursor went from {self.after} to {text} in {self.session}")
+            raise Broken(f"cursor went from {self.after} to {text} in {self.session}: {list(self.trail)}")
         self.cursor = (epoch, n)
 
     def _need(self, condition: object, what: str) -> None:
         if not condition:
-            raise Broken(f"{what} at {self.after} in {self.session}")
+            raise Broken(f"{what} at {self.after} in {self.session}: {list(self.trail)}")
 
     def _on_run_started(self, event: dict[str, Any]) -> None:
         if "cursor" not in event["metadata"]:

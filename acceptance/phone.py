@@ -189,6 +189,7 @@ class Phone:
                 reading.result()
 
     async def _follow_once(self, url: str) -> None:
+        self.talk.connection += 1
         timeout = aiohttp.ClientTimeout(total=None, sock_read=SILENCE)
         address = f"{url}/v1/sessions/{self.session}/events"
         async with self._http.get(address, params={"after": self.talk.after}, timeout=timeout) as response:

@@ -25,6 +25,7 @@ from agent_backend.turns.machine import Machine
 from agent_backend.web.stream import CutOff
 
 from .conftest import Fleet, kind
+from .withheld import way_to
 
 UNSETTLED = {
     "TEXT_MESSAGE_START", "TEXT_MESSAGE_CONTENT", "TOOL_CALL_START", "TOOL_CALL_ARGS",
@@ -398,3 +399,44 @@ async def test_a_turn_keeps_to_its_agents_bounds(fleet: Fleet, bounds: dict[str,
     assert kind(events[-1]) == "RUN_ERROR"
     assert code in events[-1].event
     assert len(probe.calls) == bounds.get("max_steps", 1)
+
+
+_OVERLAPS = """
+    SELECT first FROM (
+        SELECT first, coalesce(lag(last) OVER (PARTITION BY epoch ORDER BY last), 0) AS before
+        FROM myhealth.segments WHERE session_id = $1 AND through IS NULL) s
+    WHERE first <> before + 1 AND before <> 0"""
+
+
+async def test_a_machine_that_leaves_writes_nothing_twice(fleet: Fleet, database_url: str) -> None:
+    """It is told to stop while a group commit has been done and its answer has not come."""
+    way, fleet._database_url = await fleet._stack.enter_async_context(way_to(database_url))
+    async with superuser(database_url) as other:
+        machine = await fleet.machine(commit=0.2, lease=3.0)
+        session = await fleet.session(machine)
+        await fleet.send(machine, session, "[[emulator: tokens=60 delay_ms=20]]")
+        written = "SELECT count(*) FROM myhealth.segments WHERE session_id = $1"
+        # A statement's first use on a connection takes more answers than one.
+        await wait_until(lambda: _more(other, written, session, 2))
+        await wait_until(lambda: _pending(machine, session, 3))
+        before = await other.fetchval(written, session)
+        way.open.clear()
+        try:
+            await wait_until(lambda: _more(other, written, session, before))
+            # The model goes on to its end, and the settle waits for the commit in flight.
+            await wait_until(lambda: _waits_to_settle(machine, session))
+            stopping = asyncio.create_task(machine.stop())
+            await asyncio.sleep(0)
+        finally:
+            way.open.set()
+        await stopping
+        assert await other.fetch(_OVERLAPS, session) == []
+
+
+async def _more(other: asyncpg.Connection, query: str, session: UUID, before: int | None) -> bool:
+    return (await other.fetchval(query, session) or 0) > (before or 0)
+
+
+async def _waits_to_settle(machine: Machine, session: UUID) -> bool:
+    live = machine.hub.live.get(session)
+    return live is not None and live in machine._committer._settling

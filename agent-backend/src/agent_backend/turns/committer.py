@@ -121,6 +121,13 @@ class Committer:
             self._work.clear()
             await self.flush()
 
+    async def drain(self) -> None:
+        """Wait until what is pending has been persisted; nothing new may be published meanwhile."""
+        while self._in_flight or any(  # noqa: ASYNC110 - at the very end
+            session.pending and not session.fenced for session in self._dirty
+        ):
+            await asyncio.sleep(self._interval / 4)
+
     async def flush(self) -> None:
         """Persist what is pending now, once."""
         batches = [

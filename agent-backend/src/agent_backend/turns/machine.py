@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -33,6 +34,8 @@ _FIRST_COMPACTION_SECONDS = 60.0
 _COMPACTION_SECONDS = 3600.0
 _COMPACTION_BATCH = 200
 _AGAIN_SECONDS = 1.0
+_LAST_COMMIT_SECONDS = 1.0
+"""For what is shown and not persisted when the runs end; the rest is shown anew after the takeover."""
 
 
 class Machine:
@@ -171,11 +174,19 @@ class Machine:
             await engine.start()
 
     async def stop(self) -> None:
-        """Give every session back and leave; another machine, or the next wake, goes on from the log."""
+        """Give every session back and leave; another machine, or the next wake, goes on from the log.
+
+        The runs end first: a settle must never be sent while a group commit was cut off with its outcome
+        unknown, for it would write the same events once more.
+        """
+        owned = await self._runner.halt()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_COMMIT_SECONDS):
+                await self._committer.drain()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._runner.stop()
+        await self._runner.give_back(owned)
         try:
             await leases.remove(self.database, self.incarnation, only_if_expired=False)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:

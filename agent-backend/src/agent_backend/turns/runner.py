@@ -201,13 +201,17 @@ class Runner:
             if live is not None and live.turn_id == turn_id:
                 live.request_cancel(turn_id)
 
-    async def stop(self) -> None:
-        """End all runs at once and give their sessions back, in mid-turn too: another machine goes on."""
+    async def halt(self) -> list[LiveSession]:
+        """End all runs at once, and return the sessions they leave in mid-turn."""
         owned = list(self._hub.live.values())
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        return owned
+
+    async def give_back(self, owned: list[LiveSession]) -> None:
+        """Release sessions, in mid-turn too: another machine goes on."""
         for live in owned:
             live.fence()
             try:
