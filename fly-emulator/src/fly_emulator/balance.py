@@ -172,7 +172,8 @@ def _another(
     pool: Sequence[Candidate], ready: Sequence[Candidate], pick: Pick, order: WakeOrder
 ) -> str | None:
     """Return whom to start beside those that run: only if all of them are at their soft limit."""
-    if any(one.below_soft and not one.draining for one in ready):
+    settled = [one for one in ready if not one.draining] or ready
+    if any(one.below_soft for one in settled):
         return None
     if any(one.status == "waking" for one in pool):
         return None
