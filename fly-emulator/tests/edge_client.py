@@ -21,6 +21,7 @@ _T = TypeVar("_T")
 QUICK: dict[str, Any] = {
     "seed": 1,
     "retry_delay": 0.01,
+    "max_attempts": 10,
     "soft_cordon_seconds": 0.0,
     "close_grace_seconds": 5.0,
     "time_scale": TimeScale(minute_seconds=3600.0),

@@ -522,3 +522,12 @@ async def test_faults_cut_a_share_of_the_connections(fleet: LocalFleet, tmp_path
         client.get()
         assert (await client.answer())[0] == 200
         client.close()
+
+
+async def test_a_tcp_service_without_machines_is_cut_with_pr01(fleet: LocalFleet, tmp_path: Path) -> None:
+    machine = fleet.add(whoami)
+    machine.config = MachineConfig(services=(service(ports=(Port(port=5),), autostart=False),))
+    async with an_edge(fleet, tmp_path) as edge:
+        client = await RawClient.connect(edge, 5)
+        assert await client.rest() == b""
+        assert edge.logged("[PR01] no known healthy instances found for route tcp/5")

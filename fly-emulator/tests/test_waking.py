@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from fly_emulator.machine_config import MachineConfig
 
 from .edge_client import RawClient, an_edge, until
-from .local_fleet import LocalFleet, raw, service, whoami
+from .local_fleet import LocalFleet, answering, raw, service, whoami
 
 
 @pytest.fixture
@@ -208,3 +209,41 @@ async def test_only_a_kept_body_is_sent_to_another_machine(
         answer = await client.answer()
         assert answer[0] == status
         assert other.starts == (1 if status == 200 else 0)
+
+
+async def test_a_machine_that_appears_during_the_attempts_is_used(fleet: LocalFleet, tmp_path: Path) -> None:
+    """A deploy cordons the old machine before the new one is uncordoned."""
+    old, new = fleet.add(whoami), fleet.add(whoami)
+    for machine in (old, new):
+        await machine.start()
+        machine.cordoned = True
+    async with an_edge(fleet, tmp_path, retry_delay=10.0) as edge:
+        client = await RawClient.connect(edge)
+        client.get()
+        await until(lambda: edge.status().requests == 1)
+        new.cordoned = False
+        fleet.signal.notify()
+        assert json.loads((await client.answer())[2])["machine"] == new.id
+
+
+async def test_queued_requests_are_served_in_the_order_they_came(fleet: LocalFleet, tmp_path: Path) -> None:
+    served: list[str] = []
+    gates = [asyncio.Event() for _ in range(5)]
+
+    async def slow(request: web.Request) -> web.Response:
+        served.append(request.path)
+        await gates[int(request.path[1:])].wait()
+        return web.Response(text=request.path)
+
+    machine = fleet.add(answering(slow))
+    machine.config = MachineConfig(services=(service(soft=1, hard=1),))
+    async with an_edge(fleet, tmp_path) as edge:
+        clients = [await RawClient.connect(edge) for _ in range(5)]
+        for at, client in enumerate(clients):
+            client.get(f"/{at}")
+            await until(lambda at=at: edge.status().requests == at + 1)
+        for at, client in enumerate(clients):
+            await until(lambda at=at: len(served) == at + 1)
+            gates[at].set()
+            await client.answer()
+        assert served == [f"/{at}" for at in range(5)]

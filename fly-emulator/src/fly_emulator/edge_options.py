@@ -34,7 +34,7 @@ class EdgeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_attempts: int = 90
     """Machines tried for one request before PR03 (superfly/docs monitoring/error-codes; logs show 40)."""
     retry_delay: float = 0.1
-    """Between two attempts at the same machine. Not documented."""
+    """Between two attempts at the same machine, or without any candidate. Not documented."""
     retry_sent: RetrySent = "leaving"
     """Whether a request whose connection broke before any byte of the response is sent again: `leaving`
     only where the machine turns out to be going away or a pooled connection was dead. Not documented."""

@@ -331,7 +331,7 @@ class Exchange:
             raise error
         replay, source = replayed.replay, replayed.placement.machine
         elapsed = asyncio.get_running_loop().time() - self._search.began
-        reason = "no_candidate" if not self._search.attempts else "retries_exhausted"
+        reason = "no_candidate" if self._search.last is None else "retries_exhausted"
         if replay.timeout is not None and elapsed >= replay.timeout:
             reason = "timeout"
         text = failed_header(

@@ -12,7 +12,7 @@ from fly_emulator.edge_options import EdgeOptions
 from fly_emulator.loads import Loads, Signal
 from fly_emulator.machine_config import Port, Service
 from fly_emulator.ports import FleetView, MachineView, State
-from fly_emulator.proxy_errors import ProxyError, no_candidate, no_such_machine
+from fly_emulator.proxy_errors import no_candidate, no_such_machine
 from fly_emulator.waking import Waker
 
 _STATUS: Final[dict[State, Status]] = {
@@ -156,7 +156,7 @@ class Router:
                 case Wait(reason):
                     await self._wait(ticket, search, full=reason == "full")
                 case Refuse():
-                    raise self._refusal(decision, search)
+                    await self._refuse(decision, search, ticket)
                 case _ as never:
                     assert_never(never)
         raise no_candidate(search.attempts, search.last)
@@ -196,10 +196,18 @@ class Router:
             raise no_candidate(search.attempts + 1, search.last)
         return left
 
-    def _refusal(self, decision: Refuse, search: Search) -> ProxyError:
+    async def _refuse(self, decision: Refuse, search: Search, ticket: asyncio.Future[None]) -> None:
+        """Let a moment pass before the next attempt: a deploy may be replacing the machines just now.
+
+        Raises ProxyError where no attempt can help: no machine of that id, or none that offers the port.
+        """
         if decision.code == "PR02" and search.want.force is not None:
-            return no_such_machine(search.want.force)
-        return no_candidate(search.attempts + 1, search.last)
+            raise no_such_machine(search.want.force)
+        search.attempts += 1
+        if not any(self.service(machine, search.port) for machine in self.fleet.machines()):
+            raise no_candidate(search.attempts, search.last)
+        left = self._left(search, self.options.wake_timeout)
+        await asyncio.wait([ticket], timeout=min(left, self.options.retry_delay))
 
     def _found(self, machine_id: str, port: int) -> tuple[MachineView, Service]:
         """Return a machine that was a candidate in this same step of the event loop."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from fly_emulator.errors import EmulatorError
@@ -54,7 +55,7 @@ class Waker:
         return error
 
     async def _up(self, machine: MachineView, port: int) -> str | None:
-        clock = asyncio.get_running_loop().time
+        clock = time.monotonic
         began = clock()
         if machine.state in {"stopped", "suspended"}:
             self.starts += 1
