@@ -102,7 +102,12 @@ class LocalMachine:
         self.become("started")
 
     async def _start_raw(self, handler: RawHandler) -> None:
+        closed: list[bool] = []
+
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if closed:  # accepted in the moment of the stop
+                writer.transport.abort()
+                return
             self.writers.add(writer)
             try:
                 await handler(reader, writer)
@@ -118,6 +123,7 @@ class LocalMachine:
         self._port = server.sockets[0].getsockname()[1]
 
         async def close() -> None:
+            closed.append(True)
             server.close()
             for writer in list(self.writers):
                 writer.transport.abort()

@@ -63,6 +63,10 @@ async def disturb(crowd: Crowd, fleet: LocalFleet) -> None:
             await machine.stop("suspended" if at % 2 else "stopped")
 
 
+# asyncio 3.11 leaves a connection behind that its server accepted in the moment it was closed: the test's
+# machines are such servers.
+@pytest.mark.filterwarnings("ignore:.*_SelectorTransport:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")
 @pytest.mark.chaos
 @pytest.mark.parametrize("seed", [1, 2, 3])
 async def test_no_answer_is_mixed_up_while_machines_come_and_go(tmp_path: Path, seed: int) -> None:
