@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import asyncpg
 
@@ -22,13 +23,19 @@ class Slot:
         self._site = site
         self.name = name
         self.backend: Backend | None = None
+        self._all: list[Backend] = []
 
     async def start(self) -> None:
         """Start the process and wait until it serves."""
         env = self._site.environment(
-            MACHINE_ID=self.name, LEASE_SECONDS=str(LEASE), GROUP_COMMIT_MS="40", POOL_MIN="1"
+            MACHINE_ID=self.name,
+            LEASE_SECONDS=str(LEASE),
+            GROUP_COMMIT_MS="40",
+            POOL_MIN="1",
+            TOOL_CALL_SECONDS="1",
         )
         backend = Backend(env)
+        self._all.append(backend)
         await asyncio.to_thread(backend.wait_until_ready)
         self.backend = backend
 
@@ -38,6 +45,10 @@ class Slot:
             self.backend.kill()
             self.backend.end()
             self.backend = None
+
+    def errors(self) -> list[dict[str, Any]]:
+        """Return what its processes have logged as errors."""
+        return [line for backend in self._all for line in backend.errors()]
 
     @property
     def url(self) -> str | None:

@@ -117,10 +117,13 @@ class Client:
         """Send a request whose path is not to be quoted again; an async context manager of the response."""
         return self._session.request(method, URL(self.url + path, encoded=True), **options)
 
-    async def new_session(self, agent: str = "coach") -> str:
+    async def new_session(
+        self, agent: str = "coach", *, device_tools: list[dict[str, Any]] | None = None
+    ) -> str:
         """Make a session and return its id."""
         session = str(uuid4())
-        status, body = await self.call("PUT", f"/v1/sessions/{session}", json={"agent": agent})
+        asked = {"agent": agent} | ({"device_tools": device_tools} if device_tools else {})
+        status, body = await self.call("PUT", f"/v1/sessions/{session}", json=asked)
         assert status == 201, body
         return session
 

@@ -125,7 +125,13 @@ class Cloud:
         folder.mkdir(parents=True, exist_ok=True)
         self.clock = WallClock(folder)
         variables = {
-            **site.environment(LEASE_SECONDS="1", GROUP_COMMIT_MS="40", POOL_MIN="1", DRAIN_SECONDS="0.3"),
+            **site.environment(
+                LEASE_SECONDS="1",
+                GROUP_COMMIT_MS="40",
+                POOL_MIN="1",
+                DRAIN_SECONDS="0.3",
+                TOOL_CALL_SECONDS="1",
+            ),
             "SLEEP": flavour.sleep,
             "IDLE_SECONDS": str(idle_seconds),
             "PORT": "3001",

@@ -22,6 +22,7 @@ class Conversation:
         self.run: str | None = None
         self.ended: Counter[str] = Counter()
         self.resyncs = 0
+        self.waited_for: list[str] = []
         self.connection = 0
         self.trail: deque[str] = deque(maxlen=12)
         """The last events, for who reads of a broken promise: connection, type, cursor."""
@@ -152,6 +153,12 @@ class Conversation:
             "toolCallId": event["toolCallId"],
             "content": event["content"],
         }
+
+    def _on_custom(self, event: dict[str, Any]) -> None:
+        call = event["value"]["toolCallId"]
+        self._need("call " + call not in self.open, "a call waits before it has ended")
+        self._need(call not in self.waited_for, f"call {call} waits twice")
+        self.waited_for.append(call)
 
     def _on_messages_snapshot(self, event: dict[str, Any]) -> None:
         self._need(not self.open, f"a snapshot while {self.open} is open")

@@ -88,8 +88,27 @@ async def resynced(client: Client, session: str) -> list[Received]:
     return await take(client.sse(session, "7-7"), ended)
 
 
+async def parked(client: Client, session: str) -> list[Received]:
+    """Ask the device, wait for it, go on."""
+    content = say("My pulse?", thinking=0, tool="read_heart", args={}, tokens=3)
+    stream = asyncio.create_task(take(client.answer(session, content, turn=turn_id(1))))
+    [pending] = (await take(client.sse(session), seen("CUSTOM")))[-1:]
+    call = pending.event["value"]["toolCallId"]
+    path = f"/v1/sessions/{session}/tool-calls/{call}/result"
+    status, body = await client.call("PUT", path, json={"status": "ok", "content": '{"bpm":62}'})
+    assert status == 200, body
+    return await stream
+
+
+_HEART = {
+    "name": "read_heart",
+    "description": "Reads the heart rate on the phone.",
+    "input_schema": {"type": "object", "properties": {}},
+}
+
 PLAYS: dict[str, Play] = {
-    play.__name__: play for play in (answer, tool_call, cancelled, cancelled_thought, failed, queue, resynced)
+    play.__name__: play
+    for play in (answer, tool_call, cancelled, cancelled_thought, failed, queue, resynced, parked)
 }
 
 
@@ -126,7 +145,7 @@ async def record(site: Site) -> dict[str, str]:
         with site.server(LEASE_SECONDS="2") as a, site.server(LEASE_SECONDS="2") as b:
             owner, other = Client(http, a.url), Client(http, b.url)
             for name, play in PLAYS.items():
-                session = await owner.new_session()
+                session = await owner.new_session(device_tools=[_HEART] if play is parked else [])
                 files[name] = normalised(await play(owner, session), session)
             session = await owner.new_session()
             files["takeover"] = normalised(await takeover(owner, other, session, a.kill), session)
@@ -154,6 +173,7 @@ def normalised(events: list[Received], session: str) -> str:
             event["metadata"]["cursor"] = f"{first}-{numbers[first]}"
         text = json.dumps(event, ensure_ascii=False, separators=(",", ":")).replace(session, _THREAD)
         text = re.sub(r'("(?:timestamp|inputTokens)":)\d+', r"\g<1>0", text)
+        text = re.sub(r'("expiresAt":)"[^"]+"', r'\g<1>"2026-11-20T12:02:00Z"', text)
         text = re.sub(r"(?<=[\"m])\d{13}(?=-\d)", epoch, text)
         lines.append(re.sub(r"toolu_\w+", call, text))
     return "\n".join(lines) + "\n"

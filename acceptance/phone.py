@@ -22,6 +22,11 @@ from .stack import Site
 
 SILENCE = 4.0
 """Seconds without a byte after which a client tries elsewhere: its server may be frozen."""
+_HEART = {
+    "name": "read_heart",
+    "description": "Reads the heart rate on the phone.",
+    "input_schema": {"type": "object", "properties": {}},
+}
 _TROUBLE = (aiohttp.ClientError, OSError, TimeoutError)
 
 
@@ -51,6 +56,9 @@ class Phone:
         self.talk = Conversation(self.session)
         self.accepted: list[str] = []
         self.reconnects = 0
+        self.answered: dict[str, str] = {}
+        """What the server has confirmed as the answer to a call."""
+        self._answering: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
         self._pauses = pauses
         self._thinks = thinks
@@ -63,6 +71,9 @@ class Phone:
 
     async def close(self) -> None:
         """Close the connections."""
+        for task in self._answering:
+            task.cancel()
+        await asyncio.gather(*self._answering, return_exceptions=True)
         await self._http.close()
 
     def _url(self) -> str | None:
@@ -81,10 +92,11 @@ class Phone:
 
     async def start(self) -> None:
         """Make the session."""
+        body = {"agent": "coach", "device_tools": [_HEART]}
 
         async def put(url: str) -> bool:
             address = f"{url}/v1/sessions/{self.session}"
-            async with self._http.put(address, json={"agent": "coach"}) as response:
+            async with self._http.put(address, json=body) as response:
                 return response.status in (200, 201)
 
         await self._until_done(put)
@@ -119,7 +131,9 @@ class Phone:
         words = f"tokens={rng.randint(1, 60)} delay_ms={rng.choice([0, 3, 10])}"
         if rng.random() < 0.3:
             words += f" thinking={rng.randint(1, 10)}"
-        if rng.random() < 0.4:
+        if rng.random() < 0.12:
+            words += " tool=read_heart args={}"
+        elif rng.random() < 0.5:
             arguments = '{"metric":"steps","start":"2026-11-01","end":"2026-11-02"}'
             words += f" tool=get_daily_metrics args={arguments}"
         return f"[[emulator: {words}]]"
@@ -141,6 +155,22 @@ class Phone:
                 return response.status == 202
 
         await self._until_done(post)
+
+    async def _answer(self, call: str) -> None:
+        """Answer a call, perhaps slowly; the same again until a server confirms or refuses it."""
+        content = f"{self._rng.randint(40, 180)} at {uuid4().hex[:6]}"
+        await asyncio.sleep(self._rng.choice([0, 0, 0.05, 0.2, 1.0]))
+
+        async def put(url: str) -> bool:
+            address = f"{url}/v1/sessions/{self.session}/tool-calls/{call}/result"
+            async with self._http.put(address, json={"status": "ok", "content": content}) as response:
+                if response.status in (404, 422, 500):
+                    raise Broken(f"call {call}: {response.status} {await response.text()}")
+                if response.status == 200:
+                    self.answered[call] = content
+                return response.status in (200, 409)  # expired, or a new message or a cancel was first
+
+        await self._until_done(put)
 
     async def wait_for(self, turn: str) -> None:
         """Wait until the stream has told the turn's end, or a snapshot has gone past it."""
@@ -198,6 +228,9 @@ class Phone:
             async with aclosing(_events(response)) as events:
                 async for event in events:
                     ended = self.talk.apply(event)
+                    if event["type"] == "CUSTOM" and self._rng.random() < 0.9:
+                        call = event["value"]["toolCallId"]
+                        self._answering.append(asyncio.create_task(self._answer(call)))
                     if ended is not None:
                         await self._check_settled(ended)
                     self._changed.set()
@@ -236,6 +269,11 @@ class Phone:
                 after = page["next"]
 
         await self._until_done(get)
+        await asyncio.gather(*self._answering)
+        results = {m["toolCallId"]: m["content"] for m in told.values() if m["role"] == "tool"}
+        for call, content in self.answered.items():
+            if results.get(call) != content:
+                raise Broken(f"{self.session} {call}: confirmed {content}, is {results.get(call)}")
         held = {key: believed(value) for key, value in self.talk.messages.items()}
         for key in told.keys() | held.keys():
             if told.get(key) != held.get(key):

@@ -152,6 +152,11 @@ class Site:
             self._tokens[user] = self.command("token", "--user", user)
         return {"Authorization": f"Bearer {self._tokens[user]}"}
 
+    def jwks(self) -> str:
+        """Return the public keys that check those tokens."""
+        self.headers()
+        return (self._keys / "jwks.json").read_text(encoding="utf-8")
+
     @contextmanager
     def server(self, name: str | None = None, **env: str) -> Generator[Backend]:
         """Run a backend until the block ends; it is ready when the block begins."""

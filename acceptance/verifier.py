@@ -70,7 +70,7 @@ class Verifier:
             assert not self._open, f"{kind} with {list(self._open)} open"
             self._running = False
         else:
-            assert kind in ("TOOL_CALL_RESULT", "MESSAGES_SNAPSHOT"), f"unexpected {kind}"
+            assert kind in ("TOOL_CALL_RESULT", "MESSAGES_SNAPSHOT", "CUSTOM"), f"unexpected {kind}"
 
     def _check_cursor(self, received: Received) -> None:
         metadata = received.event["metadata"]

@@ -18,10 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 BACKEND = "agent-backend/"
 SQL = BACKEND + "migrations/0002_sessions.pre.sql"
 LOG = BACKEND + "migrations/0004_event_log.pre.sql"
+PARKING = BACKEND + "migrations/0005_device_tools.pre.sql"
 TURNS = BACKEND + "src/agent_backend/turns/"
 STREAM = BACKEND + "src/agent_backend/web/stream.py"
 LEASES = BACKEND + "tests/db/test_leases.py::"
 LAWS = BACKEND + "tests/turns/test_laws.py::"
+CALLS = BACKEND + "tests/db/test_tool_calls.py::"
+PARKED = BACKEND + "tests/turns/test_parking.py::"
 WATCH = BACKEND + "tests/turns/test_recovery.py::"
 
 
@@ -120,7 +123,7 @@ BREAKS = [
     ),
     Break(
         "accepting claims in the same call",
-        SQL,
+        PARKING,
         "IF v_lock.claimed AND v_busy = 0 THEN",
         "IF false THEN",
         LEASES + "test_accepting_claims_and_begins_in_one_call",
@@ -148,7 +151,7 @@ BREAKS = [
     ),
     Break(
         "takeover leaves a marker",
-        SQL,
+        PARKING,
         "    IF v_running IS NOT NULL THEN",
         "    IF false THEN",
         LEASES + "test_takeover_marks_what_is_settled",
@@ -169,7 +172,7 @@ BREAKS = [
     ),
     Break(
         "a re-sent interrupt interrupts nothing",
-        SQL,
+        PARKING,
         "    IF FOUND THEN\n        status := CASE WHEN v_turn.body_hash",
         "    IF FOUND THEN\n        UPDATE turns t SET cancel_requested = (p_on_busy = 'interrupt')"
         " WHERE t.session_id = p_session;\n        status := CASE WHEN v_turn.body_hash",
@@ -273,6 +276,69 @@ BREAKS = [
         "        if claim.attempts > MAX_ATTEMPTS:\n",
         "        if False:\n",
         LAWS + "test_a_turn_that_keeps_bringing_its_owner_down_is_given_up",
+    ),
+    Break(
+        "a parked turn has no owner",
+        PARKING,
+        "UPDATE sessions s SET owner = NULL, settled_epoch",
+        "UPDATE sessions s SET settled_epoch",
+        CALLS + "test_parking_gives_the_session_back_in_the_same_call",
+    ),
+    Break(
+        "a dead epoch parks nothing",
+        PARKING,
+        "    IF v_session.owner IS DISTINCT FROM p_me OR v_session.epoch IS DISTINCT FROM p_epoch THEN\n",
+        "    IF false THEN\n",
+        CALLS + "test_a_dead_epoch_parks_nothing",
+    ),
+    Break(
+        "a turn asked to stop does not park",
+        PARKING,
+        "    IF (SELECT t.cancel_requested FROM turns t WHERE t.session_id = p_session AND t.id = p_turn) THEN\n",
+        "    IF false THEN\n",
+        CALLS + "test_a_turn_asked_to_stop_parks_nothing",
+    ),
+    Break(
+        "the first answer wins",
+        PARKING,
+        "        WHEN v_call.state = 'answered' THEN 'conflict'\n",
+        "",
+        PARKED + "test_the_first_answer_wins_among_twenty",
+    ),
+    Break(
+        "an expiry takes no answer away",
+        PARKING,
+        "status = 'timeout', answered_at = clock_timestamp()\n"
+        "            WHERE c.session_id = p_session AND c.turn_id = v_turn AND c.state IN ('pending', 'claimed');",
+        "status = 'timeout', answered_at = clock_timestamp()\n"
+        "            WHERE c.session_id = p_session AND c.turn_id = v_turn;",
+        CALLS + "test_an_overdue_turn_is_taken_by_one_sweep_and_its_calls_expire",
+    ),
+    Break(
+        "an effect is answered by who claimed it",
+        PARKING,
+        "(v_call.device = p_device) IS NOT TRUE",
+        "false",
+        PARKED + "test_an_effect_is_claimed_by_one_device",
+    ),
+    Break(
+        "without a yes the tool does not run",
+        TURNS + "parking.py",
+        'elif row.kind == "approval" and row.status == "ok":',
+        'elif row.kind == "approval":',
+        PARKED + "test_without_a_yes_the_tool_never_runs",
+        also=(
+            TURNS + "toolbox.py",
+            "known=call.name in allowed or (call.id in approved and call.name in on_approval)",
+            "known=True",
+        ),
+    ),
+    Break(
+        "waking is no takeover",
+        PARKING,
+        "    ELSE\n        PERFORM unpark(p_session.id);\n    END IF;",
+        "    END IF;",
+        CALLS + "test_the_last_answer_wakes_the_turn_without_a_marker",
     ),
 ]
 

@@ -31,7 +31,7 @@ BEGIN
         RETURN NULL;
     END IF;
     IF NOT p_force THEN
-        NULL;
+        PERFORM unpark(p_session);
     END IF;
     v_claim := claim_of(v_session, p_next_n);
     IF NOT p_force AND v_claim.turn_state IN ('queued', 'running') THEN

@@ -69,6 +69,13 @@ def test_lists_may_stand_below_their_key(tmp_path: Path) -> None:
     assert load(tmp_path, GOOD.replace('[get_sleep, "get_trend"]', "[]")).tools == ()
 
 
+def test_device_tools_and_approvals_are_said_in_the_file(tmp_path: Path) -> None:
+    assert (load(tmp_path).device_tools, load(tmp_path).approvals) == (False, ())
+    text = GOOD.replace("engine: messages", "engine: messages\ndevice_tools: true\napprovals: [get_trend]", 1)
+    assert load(tmp_path, text).device_tools
+    assert load(tmp_path, text).approvals == ("get_trend",)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "reason"),
     [
@@ -96,6 +103,8 @@ def test_lists_may_stand_below_their_key(tmp_path: Path) -> None:
         ("claude-sonnet-5-5", "claude-9", 5, "unknown model 'claude-9'"),
         ("[get_sleep", "[get_slep", 9, "unknown tool 'get_slep'"),
         ("[get_sleep", "[get_trend", 9, "tool 'get_trend' is listed twice"),
+        ("engine: messages", "engine: messages\napprovals: [get_steps]", 5, "'get_steps' is not one of the"),
+        ("engine: messages", "engine: messages\ndevice_tools: maybe", 5, "device_tools: Expected `bool`"),
         ('"get_trend"]', '"get_trend"', 9, "a list without its ']'"),
         ('"get_trend"]', "[get_trend]]", 9, "YAML reads in its own way"),
         ("engine: messages", "  engine: messages", 4, "indented below nothing"),

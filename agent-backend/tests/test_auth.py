@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import jwt
 import pytest
 from aiohttp import web
@@ -21,6 +22,8 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from agent_backend import auth
 from agent_backend.auth import Authenticator, bearer
+from agent_backend.db.jwks import StoredKeys
+from agent_backend.db.pool import Database
 from agent_backend.errors import Unauthorized, Unavailable
 
 USER = UUID("0199ab12-0000-7000-8000-000000000001")
@@ -332,3 +335,88 @@ async def test_without_any_keys_nobody_is_refused_for_it(tmp_path: Path) -> None
         await authenticator.warm()
         with pytest.raises(Unavailable):
             await authenticator.authenticate(token())
+
+
+# --- the last known keys ------------------------------------------------------------------------------
+
+
+NOBODY = "http://127.0.0.1:1/jwks.json"
+"""Where nobody listens: port 1 is never handed out."""
+
+
+def remembering(database: Database, url: str, known_as: str) -> Authenticator:
+    """Return one that asks `url` and remembers what it gets under `known_as`."""
+    return Authenticator(
+        jwks_url=url, issuer=ISSUER, audience="authenticated", last_known=StoredKeys(database, known_as)
+    )
+
+
+async def test_a_boot_while_the_issuer_is_away_uses_the_last_known_keys(
+    publisher: Publisher, database: Database
+) -> None:
+    known_as = publisher.url
+    await remembering(database, publisher.url, known_as).warm()
+    booted = remembering(database, NOBODY, known_as)
+    assert (await booted.authenticate(token())).user_id == USER
+    with pytest.raises(Unauthorized):
+        await booted.authenticate(token(key=STRANGER))
+    with pytest.raises(Unavailable):
+        await remembering(database, NOBODY, "another issuer's").authenticate(token())
+
+
+async def test_the_issuer_is_asked_on_and_believed_once_it_is_back(
+    publisher: Publisher, database: Database, clock: Clock
+) -> None:
+    await remembering(database, publisher.url, publisher.url).warm()
+    publisher.status = 500
+    booted = remembering(database, publisher.url, publisher.url)
+    await booted.authenticate(token())
+    publisher.status, publisher.document = 200, {"keys": [jwk(STRANGER, "k9")]}
+    clock.passed = 11
+    await booted.authenticate(token(key=STRANGER, kid="k9"))
+    with pytest.raises(Unauthorized):
+        await booted.authenticate(token(claims(n=1)))
+    # What was withdrawn is not remembered either.
+    later = remembering(database, NOBODY, publisher.url)
+    await later.authenticate(token(key=STRANGER, kid="k9"))
+    with pytest.raises(Unauthorized):
+        await later.authenticate(token(claims(n=2)))
+
+
+async def test_keys_older_than_a_week_are_not_used(
+    publisher: Publisher, database: Database, database_url: str
+) -> None:
+    await remembering(database, publisher.url, publisher.url).warm()
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute("UPDATE myhealth.jwks_cache SET fetched_at = now() - interval '8 days'")
+        with pytest.raises(Unavailable):
+            await remembering(database, NOBODY, publisher.url).authenticate(token())
+        # Fetched again, unchanged: its age counts from now.
+        await remembering(database, publisher.url, publisher.url).warm()
+        assert await connection.fetchval(
+            "SELECT now() - fetched_at < interval '1 h' FROM myhealth.jwks_cache"
+        )
+    finally:
+        await connection.close()
+    await remembering(database, NOBODY, publisher.url).authenticate(token())
+
+
+async def test_the_server_reaches_remembered_keys_through_its_functions_alone(database: Database) -> None:
+    for statement in (
+        "SELECT * FROM jwks_cache",
+        "INSERT INTO jwks_cache (url, document) VALUES ('x', '')",
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await database.fetch(statement)
+
+
+async def test_keys_that_cannot_be_remembered_cost_nobody_a_valid_token(
+    publisher: Publisher, database: Database, database_url: str
+) -> None:
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("DROP FUNCTION myhealth.put_jwks, myhealth.read_jwks")
+    await connection.close()
+    await remembering(database, publisher.url, publisher.url).authenticate(token())
+    with pytest.raises(Unavailable):
+        await remembering(database, NOBODY, publisher.url).authenticate(token())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime as dt
 import json
 import re
 from typing import Any, Literal
@@ -51,6 +52,28 @@ SAMPLES: list[agui.Event] = [
     agui.ToolCallArgs(tool_call_id="t", delta="{}"),
     agui.ToolCallEnd(tool_call_id="t"),
     agui.ToolCallResult(message_id="m", tool_call_id="t", content="c"),
+    agui.ToolCallPending(
+        name="tool_call_pending",
+        value=agui.PendingToolCall(
+            tool_call_id="t",
+            tool_name="n",
+            kind="device",
+            effects=False,
+            expires_at=dt.datetime(2026, 11, 20, 12, 2, tzinfo=dt.UTC),
+        ),
+    ),
+    agui.RunFinished(thread_id=THREAD, run_id=RUN, outcome=agui.SuccessOutcome(pending_tool_call_ids=["t"])),
+    agui.RunFinished(
+        thread_id=THREAD,
+        run_id=RUN,
+        outcome=agui.InterruptOutcome(
+            interrupts=[
+                agui.Interrupt(
+                    id="t", reason="approval", tool_call_id="t", response_schema={"type": "object"}
+                )
+            ]
+        ),
+    ),
     agui.MessagesSnapshot(messages=[{"id": "u", "role": "user", "content": "hi"}]),
 ]
 
@@ -191,3 +214,18 @@ def test_closings_close_what_is_open_innermost_first_and_nothing_else(step: list
 def _place(raw: bytes) -> tuple[str, str]:
     event = json.loads(raw)
     return event["type"], event.get("toolCallId") or event["messageId"]
+
+
+def test_a_pending_call_is_read_from_its_event_alone() -> None:
+    pending = next(sample for sample in SAMPLES if isinstance(sample, agui.ToolCallPending))
+    assert agui.pending_call(encode(pending)) == pending.value
+    for sample in SAMPLES:
+        if sample is not pending:
+            assert agui.pending_call(encode(sample)) is None
+
+
+def test_a_run_may_end_under_another_id() -> None:
+    ended = agui.RunFinished(thread_id=THREAD, run_id=RUN, outcome=agui.SuccessOutcome(), timestamp=1)
+    other = "0192d3a4-0000-7000-8000-000000000003"
+    assert json.loads(agui.of_run(encode(ended), other)) == {**json.loads(encode(ended)), "runId": other}
+    assert ends_run(agui.of_run(encode(ended), other))

@@ -61,6 +61,10 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
     on_busy: OnBusy
     system: str
     content_hash: str
+    device_tools: bool = False
+    """Clients may declare tools of their own for a session."""
+    approvals: tuple[str, ...] = ()
+    """Those of `tools` that run only after the user's yes."""
 
 
 class _Budget(msgspec.Struct, forbid_unknown_fields=True):
@@ -78,6 +82,8 @@ class _FrontMatter(msgspec.Struct, forbid_unknown_fields=True):
     tools: list[_Text]
     budget: _Budget
     on_busy: OnBusy = "enqueue"
+    device_tools: bool = False
+    approvals: list[_Text] = []
 
 
 def folder() -> Path:
@@ -160,6 +166,8 @@ def _read(
         on_busy=front.on_busy,
         system=system,
         content_hash=hashlib.sha256(raw).hexdigest(),
+        device_tools=front.device_tools,
+        approvals=tuple(front.approvals),
     )
 
 
@@ -227,6 +235,10 @@ def _check_names(
     for index, tool in enumerate(front.tools):
         if tool in front.tools[:index]:
             raise _Problem(places[f"tools[{index}]"], f"tool {tool!r} is listed twice", "list it once")
+    for index, tool in enumerate(front.approvals):
+        if tool not in front.tools:
+            where = places[f"approvals[{index}]"]
+            raise _Problem(where, f"{tool!r} is not one of the agent's tools", "list it under tools too")
 
 
 def _check_model(front: _FrontMatter, places: dict[str, int], limits: ModelLimits) -> None:

@@ -13,6 +13,7 @@ from starlette.routing import Router
 
 from agent_backend.agents import load_agents
 from agent_backend.auth import Authenticator
+from agent_backend.db.jwks import StoredKeys
 from agent_backend.db.migrate import verify
 from agent_backend.db.pool import Database
 from agent_backend.engines.base import Engine
@@ -23,7 +24,19 @@ from agent_backend.settings import Settings
 from agent_backend.telemetry import Log, metrics, note_boot_phase
 from agent_backend.tools.registry import TOOLS
 from agent_backend.turns.machine import Machine
-from agent_backend.web import agents, agui, health, me, ops, samples, sessions, sse, turns, websocket
+from agent_backend.web import (
+    agents,
+    agui,
+    health,
+    me,
+    ops,
+    samples,
+    sessions,
+    sse,
+    tool_calls,
+    turns,
+    websocket,
+)
 from agent_backend.web.operations import Operation, SocketOperation, routes, unknown_path
 from agent_backend.web.services import Services
 
@@ -31,6 +44,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *sessions.OPERATIONS,
     *turns.OPERATIONS,
     *sse.OPERATIONS,
+    *tool_calls.OPERATIONS,
     *agui.OPERATIONS,
     *agents.OPERATIONS,
     *samples.OPERATIONS,
@@ -106,6 +120,7 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Services:
         lease_seconds=settings.lease_seconds,
         group_commit_seconds=settings.group_commit_ms / 1000,
         event_retention_days=settings.event_retention_days,
+        call_seconds=settings.tool_call_seconds,
         agents=loaded,
         tools=TOOLS,
         engines=engines,
@@ -117,7 +132,10 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Services:
         database=database,
         machine=machine,
         authenticator=Authenticator(
-            jwks_url=settings.jwks_url, issuer=settings.auth_issuer, audience=settings.auth_audience
+            jwks_url=settings.jwks_url,
+            issuer=settings.auth_issuer,
+            audience=settings.auth_audience,
+            last_known=StoredKeys(database, settings.jwks_url),
         ),
         agents=loaded,
     )

@@ -15,7 +15,7 @@ import time
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 from uuid import UUID
@@ -65,13 +65,27 @@ class _Verified(NamedTuple):
     until: float
 
 
+class LastKnown(Protocol):
+    """Where the last good JWKS outlives this process; neither method raises."""
+
+    async def save(self, document: bytes) -> None:
+        """Remember what was fetched and understood."""
+        ...
+
+    async def load(self) -> bytes | None:
+        """Return the last one, unless it is too old."""
+        ...
+
+
 class Authenticator:
     """Checks tokens; remembers the ones it has checked, because a signature costs 0.1-0.2 ms of CPU."""
 
-    def __init__(self, *, jwks_url: str, issuer: str, audience: str) -> None:
+    def __init__(
+        self, *, jwks_url: str, issuer: str, audience: str, last_known: LastKnown | None = None
+    ) -> None:
         self._issuer = issuer
         self._audience = audience
-        self._keys = _Keys(jwks_url)
+        self._keys = _Keys(jwks_url, last_known)
         self._verified: dict[bytes, _Verified] = {}
 
     async def authenticate(self, token: str) -> Principal:
@@ -139,10 +153,15 @@ def _refused() -> Unauthorized:
 
 
 class _Keys:
-    """The signing keys of one JWKS, fetched when needed and kept for ten minutes."""
+    """The signing keys of one JWKS, fetched when needed and kept for ten minutes.
 
-    def __init__(self, url: str) -> None:
+    Without any, because the issuer is away since before we started, the last known ones serve; the issuer
+    is asked on, as often as for an unknown key.
+    """
+
+    def __init__(self, url: str, last_known: LastKnown | None) -> None:
         self._url = url
+        self._last_known = last_known
         self._keys: dict[str, PyJWK] = {}
         self._fetched_at = float("-inf")
         self._tried_at = float("-inf")
@@ -179,8 +198,23 @@ class _Keys:
                 self._fetched_at = time.monotonic()
             except (OSError, ValueError) as error:
                 log.warning("keys_fetch_failed", error=error)
-                if not self._keys:
+                if not self._keys and not await self._recalled():
                     raise _no_keys() from error
+            else:
+                # Also one without keys: what was withdrawn must not come back.
+                if self._last_known is not None:
+                    await self._last_known.save(document)
+
+    async def _recalled(self) -> bool:
+        """Take the last known keys; say whether there are any."""
+        document = None if self._last_known is None else await self._last_known.load()
+        if document is not None:
+            try:
+                self._keys = _signing_keys(document)
+                log.warning("keys_recalled", count=len(self._keys))
+            except ValueError as error:
+                log.warning("keys_not_recalled", error=error)
+        return bool(self._keys)
 
 
 def _no_keys() -> Unavailable:

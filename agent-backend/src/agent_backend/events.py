@@ -7,6 +7,7 @@ are those of the AG-UI 1.0 specification (`spec/1.0/schema.json`, package ag-ui-
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -71,8 +72,30 @@ class RunStarted(_Event, tag="RUN_STARTED"):
     input: RunInput | None = None
 
 
-class SuccessOutcome(msgspec.Struct, frozen=True, tag_field="type", tag="success"):
-    """The turn completed."""
+class SuccessOutcome(
+    msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, tag_field="type", tag="success"
+):
+    """The turn completed.
+
+    `pending_tool_call_ids`: only the request of an AG-UI client ends; its next one answers these calls.
+    """
+
+    pending_tool_call_ids: list[str] | None = None
+
+
+class Interrupt(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A call of an AG-UI client's run that waits for the user's yes."""
+
+    id: str
+    reason: str
+    tool_call_id: str
+    response_schema: dict[str, Any]
+
+
+class InterruptOutcome(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="interrupt"):
+    """The run of an AG-UI client ends here; its next one says yes or no in `resume`."""
+
+    interrupts: list[Interrupt]
 
 
 class CancelledOutcome(msgspec.Struct, frozen=True, tag_field="type", tag="cancelled"):
@@ -95,7 +118,7 @@ class RunFinished(_Event, tag="RUN_FINISHED"):
 
     thread_id: str
     run_id: str
-    outcome: SuccessOutcome | CancelledOutcome
+    outcome: SuccessOutcome | InterruptOutcome | CancelledOutcome
     timestamp: int | None = None
     result: dict[str, str] | None = None
     usage: list[TokenUsage] | None = None
@@ -191,6 +214,26 @@ class ToolCallResult(_Event, tag="TOOL_CALL_RESULT", omit_defaults=False):
     role: Literal["tool"] = "tool"
 
 
+class PendingToolCall(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A call that waits for somebody outside: a device that runs it, or the user's yes.
+
+    `expires_at` is told by the clock of the machine that asks; `GET .../tool-calls` tells it exactly.
+    """
+
+    tool_call_id: str
+    tool_name: str
+    kind: Literal["device", "approval"]
+    effects: bool
+    expires_at: dt.datetime
+
+
+class ToolCallPending(_Event, tag="CUSTOM"):
+    """The turn waits for an answer; after it the turn goes on in the same run, with TOOL_CALL_RESULT."""
+
+    name: Literal["tool_call_pending"]
+    value: PendingToolCall
+
+
 class MessagesSnapshot(_Event, tag="MESSAGES_SNAPSHOT"):
     """The settled messages of the conversation; replaces what a client had put together."""
 
@@ -213,8 +256,12 @@ Event: TypeAlias = (
     | ToolCallArgs
     | ToolCallEnd
     | ToolCallResult
+    | ToolCallPending
     | MessagesSnapshot
 )
+
+
+_pending_decoder = msgspec.json.Decoder(ToolCallPending)
 
 
 def delta_prefix(kind: Literal["text", "thinking", "tool_use"], entity_id: str) -> bytes:
@@ -287,6 +334,18 @@ def _closing(kind: str, entity: str) -> bytes:
 def ends_run(event: bytes) -> bool:
     """Say whether the event is RUN_FINISHED or RUN_ERROR."""
     return event.startswith((b'{"type":"RUN_FINISHED"', b'{"type":"RUN_ERROR"'))
+
+
+def pending_call(event: bytes) -> PendingToolCall | None:
+    """Return the call that a `tool_call_pending` event tells of; None for any other event."""
+    if not event.startswith(b'{"type":"CUSTOM","name":"tool_call_pending"'):
+        return None
+    return _pending_decoder.decode(event).value
+
+
+def of_run(event: bytes, run_id: str) -> bytes:
+    """Return a RUN_FINISHED under another run's id."""
+    return encode({**msgspec.json.decode(event), "runId": run_id})
 
 
 def starts_run(event: bytes, run_id: str) -> bool:

@@ -12,6 +12,8 @@ TurnState: TypeAlias = Literal[
     "queued", "running", "waiting_device", "waiting_approval", "completed", "failed", "cancelled"
 ]
 FinalState: TypeAlias = Literal["completed", "failed", "cancelled"]
+CallStatus: TypeAlias = Literal["ok", "empty_or_denied", "locked", "unavailable", "declined", "timeout"]
+"""How a call that waited for somebody outside ended; `timeout` is said by us alone."""
 OnBusy: TypeAlias = Literal["enqueue", "reject", "interrupt"]
 
 TRANSITIONS: Final[dict[TurnState, frozenset[TurnState]]] = {

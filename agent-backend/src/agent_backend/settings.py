@@ -100,6 +100,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The machine's own API: a Unix socket on every Fly machine."""
     event_retention_days: float
     """When events of finished turns shrink to their messages; 0 keeps them."""
+    tool_call_seconds: float
+    """How long a call waits for a device or for the user's yes."""
     max_body_bytes: int
     log_level: LogLevel
 
@@ -131,6 +133,7 @@ VARIABLES: dict[str, str] = {
     "IDLE_SECONDS": "0.1 to 86400: idle for so long, it sleeps (default 300)",
     "FLY_API_SOCKET": "Unix socket of the machine's own API, for SLEEP=suspend (default /.fly/api)",
     "EVENT_RETENTION_DAYS": "0 to 3650, 0 keeps all (default 30)",
+    "TOOL_CALL_SECONDS": "how long a device or the user has to answer a call, 1 to 86400 (default 120)",
     "MAX_BODY_BYTES": "1024 to 33554432 (default 1048576)",
     "LOG_LEVEL": "debug | info | warning | error (default info)",
 }
@@ -267,6 +270,7 @@ def _read(reader: _Reader) -> Settings:
         idle_seconds=reader.seconds("IDLE_SECONDS", 300, 0.1, 86400),
         fly_api_socket=Path(reader.get("FLY_API_SOCKET") or "/.fly/api"),
         event_retention_days=reader.seconds("EVENT_RETENTION_DAYS", 30, 0, 3650),
+        tool_call_seconds=reader.seconds("TOOL_CALL_SECONDS", 120, 1, 86_400),
         max_body_bytes=reader.number("MAX_BODY_BYTES", 1024 * 1024, 1024, 32 * 1024 * 1024),
         log_level=reader.one_of("LOG_LEVEL", "info", _LOG_LEVELS),
     )

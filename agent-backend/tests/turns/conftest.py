@@ -15,6 +15,7 @@ from agent_backend.engines.messages import MessagesEngine
 from agent_backend.events import Cursor
 from agent_backend.tools.base import Tool
 from agent_backend.turns.machine import Machine
+from agent_backend.turns.versions import DeviceTool
 from agent_backend.web.stream import Follower, Placed
 
 from ..emulator import emulator
@@ -45,6 +46,8 @@ class Fleet:
         max_steps: int = 10,
         usd_micros_per_turn: int = 1_000_000,
         lock_timeout_ms: int = 10_000,
+        approvals: tuple[str, ...] = (),
+        call_seconds: float = 60.0,
     ) -> Machine:
         database = Database(self._database_url, min_size=1, max_size=8, lock_timeout_ms=lock_timeout_ms)
         await database.open()
@@ -61,6 +64,8 @@ class Fleet:
             on_busy="enqueue",
             system="You are a test.",
             content_hash="0",
+            device_tools=True,
+            approvals=approvals,
         )
         engine = MessagesEngine(self._emulator_url, "sk-test")
         made = Machine(
@@ -71,14 +76,17 @@ class Fleet:
             agents={"coach": agent},
             tools=tools or {},
             engines={"messages": engine},
+            call_seconds=call_seconds,
         )
         await made.start()
         self._stack.push_async_callback(made.stop)
         return made
 
-    async def session(self, machine: Machine) -> UUID:
+    async def session(self, machine: Machine, device_tools: list[DeviceTool] | None = None) -> UUID:
         session_id = uuid4()
-        await machine.commands.put_session(self.user, session_id, agent="coach", title=None)
+        await machine.commands.put_session(
+            self.user, session_id, agent="coach", title=None, device_tools=device_tools
+        )
         return session_id
 
     async def send(self, machine: Machine, session_id: UUID, text: str, **more: Any) -> UUID:

@@ -18,5 +18,10 @@ async def test_agents_are_listed_without_their_prompts(tmp_path: Path, database_
     ):
         assert response.status == 200
         listed = await response.json()
-    agent = {"name": "coach", "description": "Talks about health data", "model": "claude-sonnet-5-5"}
+    agent = {
+        "name": "coach",
+        "description": "Talks about health data",
+        "model": "claude-sonnet-5-5",
+        "device_tools": False,
+    }
     assert listed == {"agents": [agent]}

@@ -15,7 +15,7 @@ from agent_backend.events import Cursor
 from agent_backend.sessions import FinalState
 from agent_backend.transcript import StoredMessage
 
-_CLAIM_COLUMNS = (
+CLAIM_COLUMNS = (
     "({0}).session_id, ({0}).user_id, ({0}).agent, ({0}).agent_version, ({0}).epoch, ({0}).next_n, "
     "({0}).last_message, ({0}).turn_id, ({0}).turn_state, ({0}).message_id, ({0}).content, "
     "({0}).cancel_requested, ({0}).attempts"
@@ -25,19 +25,19 @@ _PUT_VERSION = "SELECT put_agent_version($1, $2, $3)"
 _PUT_SESSION = "SELECT * FROM put_session($1, $2, $3, $4, $5, $6)"
 _ACCEPT = (
     "SELECT r.status, r.state, r.owner, r.started, r.cursor_epoch, r.cursor_n, "
-    + _CLAIM_COLUMNS.format("r.claim")
+    + CLAIM_COLUMNS.format("r.claim")
     + " FROM accept_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) r"
 )
 _CANCEL = (
     "SELECT r.status, r.state, r.owner, "
-    + _CLAIM_COLUMNS.format("r.claim")
+    + CLAIM_COLUMNS.format("r.claim")
     + " FROM cancel_turn($1, $2, $3, $4, $5, $6) r"
 )
 _REQUESTED_CANCELS = "SELECT * FROM requested_cancels($1)"
 _START = "SELECT * FROM start_turn($1, $2, $3, $4, $5, $6)"
 _SETTLE = (
     "SELECT r.status, r.again, r.cancel, "
-    + _CLAIM_COLUMNS.format("r.next")
+    + CLAIM_COLUMNS.format("r.next")
     + " FROM settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18) r"
 )
 _READ_MESSAGES = "SELECT * FROM read_messages($1, $2, $3, $4, $5)"

@@ -10,14 +10,15 @@ from uuid import UUID
 import msgspec
 
 from agent_backend.db import sessions as store
+from agent_backend.db import tool_calls
 from agent_backend.db.pool import Database
 from agent_backend.errors import Conflict, NotFound, TooManyRequests
-from agent_backend.sessions import OnBusy
+from agent_backend.sessions import CallStatus, OnBusy
 from agent_backend.turns.fanout import Hub
 from agent_backend.turns.notifier import Notifier
 from agent_backend.turns.runner import Runner
 from agent_backend.turns.turn import run_started
-from agent_backend.turns.versions import AgentVersions
+from agent_backend.turns.versions import AgentVersions, DeviceTool
 
 MAX_QUEUE = 16
 """Unfinished turns a session may have."""
@@ -46,10 +47,19 @@ class Commands:
         self._dead = dead
 
     async def put_session(
-        self, user_id: UUID, session_id: UUID, *, agent: str, title: str | None
+        self,
+        user_id: UUID,
+        session_id: UUID,
+        *,
+        agent: str,
+        title: str | None,
+        device_tools: list[DeviceTool] | None = None,
     ) -> store.PutSession:
-        """Make a session, or find it again when the same is sent. Raises NotFound, Conflict."""
-        version = self._versions.current(agent)
+        """Make a session, or find it again when the same is sent. Raises NotFound, Conflict.
+
+        `device_tools` are frozen with it; the agent must allow them, and their names must be free.
+        """
+        version = await self._versions.with_device_tools(agent, device_tools or [])
         if version is None:
             raise NotFound(f"There is no agent named {agent!r}.")
         put = await store.put(
@@ -59,7 +69,7 @@ class Commands:
             agent=agent,
             version=version,
             title=title,
-            body_hash=_hash(["session", agent, title]),
+            body_hash=_hash(["session", agent, title, *([_told(device_tools)] if device_tools else [])]),
         )
         if put is None:
             raise NotFound("There is no such session.")
@@ -126,6 +136,52 @@ class Commands:
             await self._tell_owner(session_id, cancelled.owner)
         return cancelled.state
 
+    async def claim_call(self, user_id: UUID, session_id: UUID, call_id: str, device: str) -> None:
+        """Let a device say that it, and no other, will act on a call. Raises NotFound, Conflict."""
+        match await tool_calls.claim_call(self._database, user_id, session_id, call_id, device):
+            case "not_found":
+                raise NotFound("There is no such tool call.")
+            case "not_claimable":
+                raise Conflict("This call waits for the user's yes; no device runs it.")
+            case "conflict":
+                raise Conflict("Another device has claimed this call, or it is over.")
+            case _:
+                pass
+
+    async def put_result(
+        self,
+        user_id: UUID,
+        session_id: UUID,
+        call_id: str,
+        *,
+        status: CallStatus,
+        content: str | None,
+        device: str | None,
+    ) -> None:
+        """Take the answer to a call; the last one its turn waits for wakes the turn.
+
+        Raises NotFound, Conflict (answered otherwise, expired, or another device's to answer).
+        """
+        with self._claiming(session_id) as live:
+            answered = await tool_calls.answer(
+                self._database,
+                user_id=user_id,
+                session_id=session_id,
+                call_id=call_id,
+                status=status,
+                content=content,
+                body_hash=_hash(["result", status, content]),
+                device=device,
+                incarnation=self._incarnation,
+                live=live,
+                dead=self._dead(),
+            )
+            if answered.claim is not None:
+                self._runner.begin(answered.claim)
+        _raise_for_answer(answered.status)
+        if answered.woken and answered.claim is None:
+            self._notifier.work_for(session_id)
+
     async def _tell_owner(self, session_id: UUID, owner: UUID | None) -> None:
         """Let the owner look whether its running turn is to stop; queued turns it finds by itself."""
         if owner == self._incarnation:
@@ -147,6 +203,24 @@ class Commands:
 def _hash(parts: list[str | None]) -> bytes:
     """Return the hash by which a request sent again is recognised; `parts` are its normalised body."""
     return hashlib.sha256(msgspec.json.encode(parts)).digest()
+
+
+def _told(tools: list[DeviceTool]) -> str:
+    return msgspec.json.encode(tools, order="deterministic").decode()
+
+
+def _raise_for_answer(status: str) -> None:
+    match status:
+        case "not_found":
+            raise NotFound("There is no such tool call.")
+        case "conflict":
+            raise Conflict("This call has another answer already.")
+        case "expired":
+            raise Conflict("This call has expired.")
+        case "not_claimed":
+            raise Conflict("This call is answered by the device that has claimed it.")
+        case _:
+            pass
 
 
 def _raise_for(status: str) -> None:

@@ -49,6 +49,7 @@ class Machine:
         lease_seconds: float,
         group_commit_seconds: float,
         event_retention_days: float = 0,
+        call_seconds: float = 120,
         agents: Mapping[str, Agent],
         tools: Mapping[str, Tool],
         engines: Mapping[str, Engine],
@@ -79,6 +80,7 @@ class Machine:
             versions=self._versions,
             engines=engines,
             situation_of=SituationReader(database),
+            call_seconds=call_seconds,
         )
         self._recovery = Recovery(
             database=database,

@@ -17,7 +17,7 @@ from agent_backend.db.pool import Database
 from agent_backend.engines.base import Engine
 from agent_backend.errors import LeaseLost
 from agent_backend.telemetry import Log
-from agent_backend.turns.committer import CONNECTION_TROUBLE, Committer
+from agent_backend.turns.committer import CONNECTION_TROUBLE, LOCKED, Committer
 from agent_backend.turns.fanout import Hub, LiveSession
 from agent_backend.turns.notifier import Notifier
 from agent_backend.turns.settling import Settler
@@ -50,6 +50,7 @@ class Runner:
         versions: AgentVersions,
         engines: Mapping[str, Engine],
         situation_of: SituationOf,
+        call_seconds: float,
     ) -> None:
         self._database = database
         self._incarnation = incarnation
@@ -61,6 +62,7 @@ class Runner:
         self._versions = versions
         self._engines = engines
         self._situation_of = situation_of
+        self._call_seconds = call_seconds
         self._tasks: set[asyncio.Task[None]] = set()
         self._thawed_at = float("-inf")
 
@@ -120,12 +122,14 @@ class Runner:
             toolbox=self._toolbox,
             situation_of=self._situation_of,
             restarts=self._recently_thawed,
+            call_seconds=self._call_seconds,
         )
         if claim.attempts > MAX_ATTEMPTS:
             return await turn.fail("gave_up", "This turn could not be finished.")
         try:
             return await turn.run()
-        except (LeaseLost, *CONNECTION_TROUBLE):
+        except (LeaseLost, *CONNECTION_TROUBLE, *LOCKED):
+            # LOCKED: this process was frozen in mid-statement, which says nothing against the turn.
             raise
         except Exception as error:  # noqa: BLE001 - a fault of ours must end in RUN_ERROR, not in silence
             _log.error("turn_broke", error=error, turn_id=claim.turn_id, session_id=live.session_id)

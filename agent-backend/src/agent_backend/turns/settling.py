@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
 from uuid import UUID
 
 import asyncpg
 
 from agent_backend.db import sessions as store
+from agent_backend.db import tool_calls
 from agent_backend.db.pool import Database
+from agent_backend.db.tool_calls import ParkedCall
 from agent_backend.errors import LeaseLost
 from agent_backend.sessions import FinalState
 from agent_backend.telemetry import Log
@@ -22,6 +27,9 @@ from agent_backend.tools.base import Effect
 from agent_backend.turns.committer import CONNECTION_TROUBLE, LOCKED, Committer
 from agent_backend.turns.fanout import LiveSession, Numbered
 from agent_backend.turns.notifier import Notifier
+from agent_backend.turns.parking import state_for
+
+T = TypeVar("T")
 
 _log = Log("settling")
 
@@ -81,12 +89,54 @@ class Settler:
         self._publish(live, len(pending), numbered)
         return settled
 
+    async def park(
+        self, live: LiveSession, turn_id: UUID, events: list[bytes], calls: list[ParkedCall], seconds: float
+    ) -> bool:
+        """Settle `events` and give the session back until the calls are answered or `seconds` are over.
+
+        Returns False, and has done nothing, when the turn was asked to stop. Raises LeaseLost as `settle`.
+        """
+        before = live.next_n
+        parked = False
+        try:
+            pending = await self._committer.take_over(live)
+            numbered = live.number(events)
+            parking = tool_calls.Parking(
+                session_id=live.session_id,
+                incarnation=self._incarnation,
+                epoch=live.epoch,
+                turn_id=turn_id,
+                first=(pending or numbered)[0].n,
+                last=numbered[-1].n,
+                events=b"\n".join([event for _, event in (*pending, *numbered)]),
+                state=state_for(calls),
+                timeout=seconds,
+                calls=calls,
+            )
+            parked = await self._repeated(live, partial(tool_calls.park, self._database, parking))
+        except asyncpg.PostgresError:
+            live.next_n = before
+            raise
+        finally:
+            self._committer.settled(live)
+        if parked:
+            self._publish(live, len(pending), numbered)
+        else:
+            live.next_n = before
+        return parked
+
     def _publish(self, live: LiveSession, persisted: int, numbered: list[Numbered]) -> None:
         del live.pending[:persisted]
         live.publish_settled(numbered)
         self._notifier.log_grew(live.session_id)
 
     async def _send(self, live: LiveSession, step: store.Settlement, effect: Effect | None) -> store.Settled:
+        if effect is None:
+            return await self._repeated(live, partial(store.settle, self._database, step))
+        return await self._repeated(live, partial(self._with_effect, step, effect))
+
+    async def _repeated(self, live: LiveSession, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Make a call until it is answered; the database knows what it has done already."""
         give_up_at = time.monotonic() + self._patience
         delay = 0.05
         unknown = False
@@ -94,9 +144,7 @@ class Settler:
             if live.fenced:
                 raise LeaseLost
             try:
-                if effect is None:
-                    return await store.settle(self._database, step)
-                return await self._with_effect(step, effect)
+                return await attempt()
             except (*CONNECTION_TROUBLE, *LOCKED) as error:
                 _log.warning("settle_retry", error=error, session_id=live.session_id)
                 unknown = unknown or not isinstance(error, LOCKED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -39,9 +39,15 @@ class Toolbox:
         agent: FrozenAgent,
         time_zone: str,
         locale: str,
+        *,
+        approved: Collection[str] = (),
     ) -> list[ToolResult]:
-        """Run calls side by side and return their results in order. Only cancellation gets out."""
+        """Run calls side by side and return their results in order. Only cancellation gets out.
+
+        `approved`: ids of calls the user has said yes to.
+        """
         allowed = {tool.name for tool in agent.tools}
+        on_approval = {tool.name for tool in agent.approval_tools}
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(
@@ -57,7 +63,7 @@ class Toolbox:
                             locale=locale,
                             now=dt.datetime.now(ZoneInfo(time_zone)),
                         ),
-                        known=call.name in allowed,
+                        known=call.name in allowed or (call.id in approved and call.name in on_approval),
                     )
                 )
                 for call in calls

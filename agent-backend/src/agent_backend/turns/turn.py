@@ -7,6 +7,7 @@ calls are run, otherwise the model is asked; an unfinished step left no message 
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import hashlib
 import time
 from collections.abc import Callable
@@ -18,15 +19,17 @@ import msgspec
 
 from agent_backend import events as agui
 from agent_backend.db import sessions as store
+from agent_backend.db import tool_calls
 from agent_backend.db.leases import Claim
 from agent_backend.db.pool import Database
+from agent_backend.db.tool_calls import ParkedCall, ToolCallRow
 from agent_backend.engines.base import Engine, StepDone, StepRequest
 from agent_backend.errors import EngineError, LeaseLost
 from agent_backend.sessions import FinalState
 from agent_backend.telemetry import Log, metrics
 from agent_backend.tools.base import ToolResult
 from agent_backend.transcript import StoredMessage, to_agui
-from agent_backend.turns import history
+from agent_backend.turns import history, parking
 from agent_backend.turns.fanout import Interrupted, LiveSession
 from agent_backend.turns.settling import Settler
 from agent_backend.turns.step import StepWriter
@@ -69,6 +72,7 @@ class TurnRun:
         settler: Settler,
         toolbox: Toolbox,
         situation_of: SituationOf,
+        call_seconds: float,
         restarts: Callable[[], bool] = lambda: False,
     ) -> None:
         assert claim.turn_id is not None, "a turn is claimed with its session"
@@ -82,6 +86,8 @@ class TurnRun:
         self._toolbox = toolbox
         self._situation_of = situation_of
         self._restarts = restarts
+        self._call_seconds = call_seconds
+        self._calls: dict[str, ToolCallRow] = {}
         self._stored: list[StoredMessage] = []
         self._context: StoredMessage | None = None
         self._situation: Situation | None = None
@@ -126,6 +132,7 @@ class TurnRun:
             self._stored = [] if read is None else read.messages
         if claim.attempts > 1:
             await self._load_usage()
+            await self._load_calls()
         self._situation = await self._situation_of(self._live.user_id)
         told = any(m.role == "system" and m.turn_id == str(self._turn_id) for m in self._stored)
         if not told:
@@ -143,6 +150,14 @@ class TurnRun:
                 cache_write_input_tokens=row.cache_write_input_tokens,
                 cost_usd_micros=row.cost_usd_micros,
             )
+
+    async def _load_calls(self) -> None:
+        """Learn what became of the calls this turn has waited for."""
+        if self._agent.waits:
+            rows = await tool_calls.read(
+                self._database, self._live.user_id, self._live.session_id, self._turn_id
+            )
+            self._calls = {row.id: row for row in rows}
 
     def _remember(self, n: int, message: store.NewMessage) -> None:
         self._stored.append(StoredMessage(n, message.id, str(self._turn_id), message.role, message.content))
@@ -172,7 +187,7 @@ class TurnRun:
         request = StepRequest(
             model=self._agent.model,
             system=self._agent.system,
-            tools=self._agent.tools,
+            tools=self._agent.offered(),
             messages=history.for_model(messages),
             max_tokens=self._agent.max_tokens,
             thinking=self._agent.thinking,
@@ -225,14 +240,42 @@ class TurnRun:
     # --- tool steps ---
 
     async def _tool_step(self, calls: list[history.ToolCall]) -> store.Settled | _Ended:
-        """Run open calls side by side and settle their results; one with an effect settles with it, alone."""
+        """Settle the results of open calls, run here or answered from outside; wait for the rest."""
+        todo = parking.sort(calls, self._agent, self._calls)
+        if todo.to_run:
+            return await self._run_here(todo.to_run)
+        if not todo.answered:
+            return await self._park(todo.to_park)
+        if self._live.cancel_requested == self._turn_id:
+            return await self._cancel(None)
+        return await self._settle_results(todo.answered)
+
+    async def _park(self, calls: list[ParkedCall]) -> store.Settled | _Ended:
+        """Give the session back until somebody answers, unless the turn is to stop."""
+        if self._live.cancel_requested == self._turn_id:
+            return await self._cancel(None)
+        expires_at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=self._call_seconds)
+        events = parking.pending_events(calls, expires_at)
+        if not await self._settler.park(self._live, self._turn_id, events, calls, self._call_seconds):
+            return store.Settled(again=False, cancel=True, next=None)
+        _log.info("turn_parked", turn_id=self._turn_id, session_id=self._live.session_id, calls=len(calls))
+        return _Ended(None)
+
+    async def _run_here(self, calls: list[history.ToolCall]) -> store.Settled | _Ended:
+        """Run calls side by side and settle their results; one with an effect settles with it, alone."""
         live = self._live
         assert self._situation is not None, "loaded first"
         try:
             live.enter_step(self._turn_id)
             try:
                 results = await self._toolbox.run_all(
-                    calls, live, self._turn_id, self._agent, self._situation.time_zone, self._situation.locale
+                    calls,
+                    live,
+                    self._turn_id,
+                    self._agent,
+                    self._situation.time_zone,
+                    self._situation.locale,
+                    approved={row.id for row in self._calls.values() if row.status == "ok"},
                 )
             except asyncio.CancelledError:
                 if live.was_interrupted(self._turn_id):
@@ -299,8 +342,10 @@ class TurnRun:
         Of a model step the visible text is kept; a tool step's open calls get `answer` as their error.
         """
         if writer is None:
-            calls = history.open_calls(self._stored)
-            errors = [(call, ToolResult(content=answer, is_error=True)) for call in calls]
+            todo = parking.sort(history.open_calls(self._stored), self._agent, self._calls)
+            waited_for = [history.ToolCall(call.id, call.name, {}) for call in todo.to_park]
+            cut = ToolResult(content=answer, is_error=True)
+            errors = [*todo.answered, *((call, cut) for call in (*todo.to_run, *waited_for))]
             return self._results(errors) if errors else ([], [])
         kept = writer.kept()
         messages = self._messages_for(writer.message_id, kept.content)

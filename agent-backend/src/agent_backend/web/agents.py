@@ -14,6 +14,8 @@ class AgentSummary(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     description: str
     model: str
+    device_tools: bool
+    """A session may declare tools that the client runs."""
 
 
 class Agents(msgspec.Struct, frozen=True):
@@ -34,7 +36,15 @@ async def list_agents(call: Call[None, None]) -> Response:
     agents = sorted(call.services.agents.values(), key=lambda agent: agent.name)
     return reply(
         Agents(
-            [AgentSummary(name=each.name, description=each.description, model=each.model) for each in agents]
+            [
+                AgentSummary(
+                    name=each.name,
+                    description=each.description,
+                    model=each.model,
+                    device_tools=each.device_tools,
+                )
+                for each in agents
+            ]
         )
     )
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from agent_backend.db import sessions as store
 from agent_backend.errors import FieldError, InvalidRequest, NotFound
 from agent_backend.transcript import to_agui
+from agent_backend.web.device_tools import MAX_TOOLS, DeviceToolPut, declared
 from agent_backend.web.operations import Call, operation, reply
 from agent_backend.web.requests import clean_text
 
@@ -20,10 +21,14 @@ _Limit = Annotated[int, Meta(ge=1, le=200)]
 
 
 class SessionPut(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A new session: which agent, and a title of the client's choice."""
+    """A new session: which agent, a title of the client's choice, and the tools that the client runs.
+
+    The tools are frozen with the session: other tools need another session.
+    """
 
     agent: Annotated[str, Meta(min_length=1, max_length=64)] = "coach"
     title: Annotated[str, Meta(max_length=200)] | None = None
+    device_tools: Annotated[list[DeviceToolPut], Meta(max_length=MAX_TOOLS)] = []
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,11 +89,16 @@ async def put_session(call: Call[SessionPut, None]) -> Response:
     title = call.body.title
     if title is not None:
         title = clean_text("$.title", title, 200)
-    if call.body.agent not in call.services.agents:
+    agent = call.services.agents.get(call.body.agent)
+    if agent is None:
         reason = "there is no agent of this name"
         raise InvalidRequest(f"$.agent: {reason}", errors=(FieldError("$.agent", reason),))
     put = await call.services.machine.commands.put_session(
-        call.user_id, session_id, agent=call.body.agent, title=title
+        call.user_id,
+        session_id,
+        agent=agent.name,
+        title=title,
+        device_tools=declared(call.body.device_tools, agent),
     )
     session = Session(
         id=session_id, agent=put.agent, title=put.title, created_at=put.created_at, cursor=str(put.cursor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated
 from uuid import UUID
@@ -20,7 +21,7 @@ from agent_backend.web.operations import Call, EventStream, operation, reply
 from agent_backend.web.requests import clean_text
 from agent_backend.web.services import Services
 from agent_backend.web.sse import EventStreamResponse
-from agent_backend.web.stream import Follower, one_turn, parse_cursor
+from agent_backend.web.stream import Follower, Placed, one_turn, parse_cursor
 
 MAX_TEXT = 100_000
 """Characters of one user message."""
@@ -114,19 +115,28 @@ def turn_stream(
     after: Cursor | None,
 ) -> EventStreamResponse:
     """Return the stream of an accepted turn, from a cursor inside it or from its beginning."""
+    batches = turn_events(services, user_id, session_id, turn_id, accepted, after)
+    return EventStreamResponse(batches, str(session_id), headers={"turn-cursor": str(accepted.cursor)})
+
+
+async def turn_events(
+    services: Services,
+    user_id: UUID,
+    session_id: UUID,
+    turn_id: UUID,
+    accepted: store.Accepted,
+    after: Cursor | None,
+) -> AsyncGenerator[list[Placed]]:
+    """Yield an accepted turn's events up to its end."""
     begun = accepted.state != "queued"
     inside = begun and after is not None and after > accepted.cursor
     start = after if inside else accepted.cursor
     follower = Follower(services.machine, user_id, session_id, start, turn_id)
     # A finished turn has nothing to wait for, wherever the cursor stands.
     batches = follower.batches(wait=accepted.state not in FINAL)
-
-    async def narrowed():  # noqa: ANN202 - an async generator of batches, like its source
-        async with aclosing(batches), aclosing(one_turn(batches, turn_id, inside=inside)) as own:
-            async for batch in own:
-                yield batch
-
-    return EventStreamResponse(narrowed(), str(session_id), headers={"turn-cursor": str(accepted.cursor)})
+    async with aclosing(batches), aclosing(one_turn(batches, turn_id, inside=inside)) as own:
+        async for batch in own:
+            yield batch
 
 
 @operation(
