@@ -244,7 +244,7 @@ def _tell(config: AppConfig, options: RunOptions, addresses: Addresses) -> None:
 
 
 def _log_of_proxy(message: str) -> None:
-    _write(f"{timestamp()} proxy {message}")
+    _write(f"{timestamp()} {message}")
 
 
 def _write(line: str) -> None:
