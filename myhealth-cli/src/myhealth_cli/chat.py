@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from myhealth_cli import events
     from myhealth_cli.client import Item
+    from myhealth_cli.machine import Machine
     from myhealth_cli.view import View
 
 HELP: Final = (
@@ -64,25 +65,45 @@ async def _run(url: str, token: str | None, user: str) -> int:
     return 0
 
 
-async def chat(client: Client, interrupts: Interrupts) -> None:
-    """Talk until the person leaves. Raises MyHealthError when there is no server to talk to."""
+async def chat(client: Client, interrupts: Interrupts, machine: Machine | None = None) -> None:
+    """Talk until the person leaves; what the server's `machine` does is shown, where it can be watched.
+
+    Raises MyHealthError when there is no server to talk to.
+    """
     console = Console()
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    talk = Chat(client, interrupts, console, _prompt() if terminal else _read_line, live=terminal)
-    await talk.run()
+    read = _prompt(machine) if terminal else _read_line
+    await Chat(client, interrupts, console, read, live=terminal, machine=machine).run()
 
 
-def _prompt() -> Callable[[], Awaitable[str]]:
+def _prompt(machine: Machine | None) -> Callable[[], Awaitable[str]]:
     """Return a reader with line editing. What is typed stays in memory: it is about someone's health."""
     from prompt_toolkit import PromptSession  # noqa: PLC0415 - a tenth of a second that the first words hide
     from prompt_toolkit.formatted_text import ANSI  # noqa: PLC0415 - see above
+    from prompt_toolkit.styles import Style  # noqa: PLC0415 - see above
 
-    session: PromptSession[str] = PromptSession()
+    session: PromptSession[str] = PromptSession(
+        bottom_toolbar=None if machine is None else lambda: _state_of(machine),
+        style=Style([("bottom-toolbar", "noreverse fg:ansibrightblack")]),
+    )
 
     async def read() -> str:
-        return await session.prompt_async(ANSI("\x1b[1;36m▸\x1b[0m "), handle_sigint=False)
+        prompt = session.prompt_async(ANSI("\x1b[1;36m▸\x1b[0m "), handle_sigint=False)
+        if machine is None:
+            return await prompt
+        with machine.telling(lambda _: session.app.invalidate()):
+            return await prompt
 
     return read
+
+
+def _state_of(machine: Machine) -> str:
+    """Return the line below the prompt: the machine's state, and how long it took to wake."""
+    wake = machine.wake
+    last = "" if wake is None else f", last wake {wake.took * 1000:,.0f} ms"
+    if wake is not None and wake.first_token is not None:
+        last += f", first token {wake.first_token * 1000:,.0f} ms"
+    return f"· {machine.state}{last}"
 
 
 async def _read_line() -> str:
@@ -103,12 +124,14 @@ class Chat:
         read: Callable[[], Awaitable[str]],
         *,
         live: bool,
+        machine: Machine | None = None,
     ) -> None:
         self._client = client
         self._interrupts = interrupts
         self._console = console
         self._read = read
         self._live = live
+        self._machine = machine
         self._session: UUID | None = None
         self._listed: list[str] = []
 
@@ -160,7 +183,7 @@ class Chat:
     async def _show(self, items: AsyncGenerator[Item], cancel: Callable[[], Awaitable[None]]) -> None:
         """Show a turn's stream. The first interrupt stops the turn, the second raises _LeaveError."""
         transcript, view = Transcript(), self._view()
-        task = asyncio.create_task(show(items, transcript, view))
+        task = asyncio.create_task(show(items, transcript, view, self._machine))
         stopping: list[asyncio.Task[None]] = []
         leaving = False
 

@@ -23,7 +23,7 @@ from myhealth_cli.events import Event
 from myhealth_cli.sse import SseParser
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
     from types import TracebackType
     from uuid import UUID
 
@@ -167,12 +167,23 @@ class Pauses:
 
 
 class Client:
-    """One user's connection to one server. An async context manager."""
+    """One user's connection to one server. An async context manager.
 
-    def __init__(self, url: str, tokens: TokenSource, patience: Patience | None = None) -> None:
+    `sending` is called right before each request.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        tokens: TokenSource,
+        patience: Patience | None = None,
+        *,
+        sending: Callable[[], None] = lambda: None,
+    ) -> None:
         self.url = url.rstrip("/")
         self._tokens = tokens
         self._patience = patience or Patience()
+        self._sending = sending
 
     async def __aenter__(self) -> Self:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=_SILENCE_S)
@@ -301,6 +312,7 @@ class Client:
         if body is not None:
             headers["Content-Type"] = "application/json"
         data = None if body is None else msgspec.json.encode(body)
+        self._sending()
         try:
             async with self._http.request(method, self.url + path, data=data, headers=headers) as response:
                 yield response

@@ -1,7 +1,7 @@
 """`myhealth dev`: the whole system on one machine, and a conversation with it.
 
-Postgres, the emulated Messages API (the real one if ANTHROPIC_API_KEY is set) and the backend are children
-of this process; a chat is the reason they run, and when it ends, they end.
+Postgres, the emulated Messages API (the real one if ANTHROPIC_API_KEY is set) and the local Fly with the
+backend's machine are children of this process; a chat is the reason they run, and when it ends, they end.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ from myhealth_cli.tokens import DevelopmentToken
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
 
+    from myhealth_cli.machine import Machine
+
+_IDLE_S: Final = 20.0
+_SCRIPT_IDLE_S: Final = 3.0
+"""Idle for so long, the backend sleeps; IDLE_SECONDS says otherwise. The script waits for it."""
 _EMULATED: Final = "emulated, no AI in it (ANTHROPIC_API_KEY brings Claude)"
 
 
@@ -94,22 +99,28 @@ class _Stack:
             stack.push_async_callback(demo.clean)
             demo.prepare()
             servers = Servers(family, options.state, options.port, options.env)
-            await self._start(servers)
-            await _first(self._talk(servers.url, demo), servers.keep_running())
+            machine = await stack.enter_async_context(await self._start(servers))
+            await _first(self._talk(servers.url, demo, machine), servers.watch(), machine.run())
             self._console.print("[dim]stopping ...[/]")
 
-    async def _start(self, servers: Servers) -> None:
+    @property
+    def _talks(self) -> bool:
+        return self._options.chat and sys.stdin.isatty() and sys.stdout.isatty()
+
+    async def _start(self, servers: Servers) -> Machine:
         with self._steps.step("Postgres and the model"):
             await servers.start_stores(fresh=self._options.fresh)
-        with self._steps.step("Backend"):
+        with self._steps.step("Backend, on a machine of the local Fly"):
             # The first token makes the key, which must be there before the server reads it.
             await self._tokens.token()
-            await servers.start_backend()
+            scripted = self._options.chat and not self._talks
+            machine = await servers.start_backend(_SCRIPT_IDLE_S if scripted else _IDLE_S)
         model = "Claude, billed to your ANTHROPIC_API_KEY" if servers.real_model else _EMULATED
         self._console.print(f"  {servers.url} · model: {model}", style="dim", highlight=False, soft_wrap=True)
+        return machine
 
-    async def _talk(self, url: str, demo: Demo) -> None:
-        async with Client(url, self._tokens, Patience(total_s=60)) as client:
+    async def _talk(self, url: str, demo: Demo, machine: Machine) -> None:
+        async with Client(url, self._tokens, Patience(total_s=60), sending=machine.sending) as client:
             if await demo.missing(client):
                 token = await self._tokens.token()
                 with self._steps.bar(f"Demo data: {demo.span.days} days of Apple Health") as update:
@@ -117,14 +128,14 @@ class _Stack:
             if not self._options.chat:
                 self._console.print("Ready. Ctrl-C stops everything.")
                 await asyncio.Event().wait()
-            elif sys.stdin.isatty() and sys.stdout.isatty():
+            elif self._talks:
                 from myhealth_cli.chat import chat  # noqa: PLC0415 - brings the terminal's libraries
 
-                await chat(client, self._interrupts)
+                await chat(client, self._interrupts, machine)
             else:
                 from myhealth_cli.script import play  # noqa: PLC0415 - only without a terminal
 
-                await play(client, sys.stdout)
+                await play(client, sys.stdout, machine)
 
 
 async def _first(*coroutines: Coroutine[Any, Any, None]) -> None:

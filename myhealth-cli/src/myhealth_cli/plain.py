@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from myhealth_cli.client import Connection
+    from myhealth_cli.machine import Change
     from myhealth_cli.transcript import Block, Transcript
 
 _AGAIN = "(the answer was interrupted and is given again)"
@@ -48,6 +49,10 @@ class PlainView:
     def connection(self, change: Connection) -> None:
         """Say that the connection was lost, or is back."""
         self._line("(reconnecting...)" if change.state == "lost" else "(connected again)")
+
+    def machine(self, change: Change) -> None:
+        """Say what the server's machine does."""
+        self._line(str(change))
 
     def stopping(self) -> None:
         """Say that the turn was asked to end."""

@@ -1,13 +1,16 @@
 """The servers `myhealth dev` starts: each in a process group of its own, none of which outlives it.
 
 Three things end them: leaving the Family, the keeper when this process was killed, and the next run when
-the keeper was killed as well (the state file names what was started).
+the keeper was killed as well (the state file names what was started). What servers start in groups of their
+own, as the local Fly does with its machines, is theirs to end; a mark in the environment finds it when they
+were killed themselves.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
 import os
 import signal
 import sys
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 _GRACE_S: Final = 8.0
 _TAIL: Final = 12
+_MESSAGE: Final = 40
 
 
 class ChildFailedError(MyHealthError):
@@ -73,14 +77,21 @@ class Child:
         return line.decode()
 
     def failure(self) -> ChildFailedError:
-        """Return the error that says how it ended, with the last lines it wrote."""
+        """Return the error that says how it ended, with the last lines it wrote.
+
+        A last message of its own, which begins with its name, is quoted whole.
+        """
         code = self.process.returncode
         how = "ended" if code is None else f"ended with code {code}" if code >= 0 else f"was killed ({-code})"
-        return ChildFailedError(f"{self.name} {how}{_quote(self.log)}", hint=f"its log: {self.log}")
+        return ChildFailedError(
+            f"{self.name} {how}{_quote(self.log, self.name)}", hint=f"its log: {self.log}"
+        )
 
 
-def _quote(log: Path) -> str:
-    lines = log.read_text("utf-8", "replace").splitlines()[-_TAIL:] if log.exists() else []
+def _quote(log: Path, name: str) -> str:
+    lines = log.read_text("utf-8", "replace").splitlines() if log.exists() else []
+    words = [number for number, line in enumerate(lines) if line.startswith(f"{name}: ")]
+    lines = lines[words[-1] :][:_MESSAGE] if words else lines[-_TAIL:]
     return ":\n  " + "\n  ".join(lines) if lines else ""
 
 
@@ -89,6 +100,8 @@ class Family:
 
     def __init__(self, folder: Path) -> None:
         self.logs = folder / "logs"
+        self.mark = {keeper.MARK: hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]}
+        """What every process of this family has in its environment."""
         self._state = folder / "processes.json"
         self._lock_path = folder / "lock"
         self._lock: IO[str] | None = None
@@ -100,13 +113,14 @@ class Family:
         self.logs.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self._lock_path)
         try:
-            await asyncio.to_thread(_end_leftovers, self._state)
+            await asyncio.to_thread(_end_leftovers, self._state, self.mark[keeper.MARK])
             self._keeper = await asyncio.create_subprocess_exec(
                 sys.executable, "-I", "-S", keeper.__file__, stdin=PIPE, env={}, start_new_session=True
             )
         except BaseException:
             self._lock.close()
             raise
+        self._tell(f"={self.mark[keeper.MARK]}\n")
         return self
 
     async def __aexit__(
@@ -136,7 +150,7 @@ class Family:
         group: int | None = None,
         speaks: bool = False,
     ) -> Child:
-        """Start a server with exactly this environment; what it writes goes to logs/NAME.log.
+        """Start a server with this environment and the mark; what it writes goes to logs/NAME.log.
 
         `speaks` keeps its stdout for `first_line()`. `user` and `group` are ids to run under.
         """
@@ -145,7 +159,7 @@ class Family:
         with log.open("ab" if name in self._names else "wb") as output:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                env=dict(env),
+                env={**env, **self.mark},
                 stdin=DEVNULL,
                 stdout=PIPE if speaks else output,
                 stderr=output,
@@ -218,12 +232,12 @@ def _created(pid: int) -> float:
         return 0.0
 
 
-def _end_leftovers(state: Path) -> None:
-    """End what an earlier run has left, if it is still the same process."""
+def _end_leftovers(state: Path, mark: str) -> None:
+    """End what an earlier run has left, if it is still the same process or bears the mark."""
     try:
         started = msgspec.json.decode(state.read_bytes(), type=list[_Started])
     except (OSError, msgspec.DecodeError):
         return
     left = {each.pid: each.stop for each in started if each.created and _created(each.pid) == each.created}
-    keeper.end(left)
+    keeper.end(left, mark)
     state.unlink(missing_ok=True)

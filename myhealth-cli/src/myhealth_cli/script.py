@@ -1,11 +1,14 @@
 """The conversation `myhealth dev` plays where nobody can type: it shows that the whole path works.
 
-Every turn must end well, call a tool that returned data, and answer with some of its figures.
+Every turn must end well, call a tool that returned data, and answer with some of its figures. Before the last
+question the server's machine is left to fall asleep, so that it has to wake to answer.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 from typing import TYPE_CHECKING, Final, TextIO
 
 from myhealth_cli.errors import MyHealthError
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from myhealth_cli.client import Client
+    from myhealth_cli.machine import Machine
 
 QUESTIONS: Final = (
     "Wie viele Schritte bin ich letzte Woche gegangen?",
@@ -25,6 +29,7 @@ QUESTIONS: Final = (
     "Welche Trainings habe ich in den letzten zwei Wochen gemacht?",
     "What is the trend of my resting heart rate over the last 8 weeks?",
 )
+_PATIENCE_S: Final = 30.0
 _NUMBER: Final = re.compile(r"\d+(?:[.,]\d+)*")
 
 
@@ -35,19 +40,36 @@ class ScriptFailedError(MyHealthError):
         super().__init__(f"the conversation failed at {question!r}: {reason}")
 
 
-async def play(client: Client, out: TextIO) -> None:
+async def play(client: Client, out: TextIO, machine: Machine) -> None:
     """Ask every question in one session and write the answers. Raises ScriptFailedError."""
     session_id = uuid7()
     await client.put_session(session_id)
     for question in QUESTIONS:
+        if question is QUESTIONS[-1]:
+            await _fall_asleep(machine, out)
         out.write(f"\n? {question}\n")
-        _check(question, await _ask(client, session_id, question, out))
+        _check(question, await _ask(client, session_id, question, out, machine))
     out.write(f"\n{len(QUESTIONS)} questions asked, {len(QUESTIONS)} answered from the data.\n")
 
 
-async def _ask(client: Client, session_id: UUID, question: str, out: TextIO) -> Transcript:
+async def _fall_asleep(machine: Machine, out: TextIO) -> None:
+    """Wait until the machine sleeps, and say so; where it is told never to sleep, go on soon."""
+    out.write("\n· idle ...\n")
+    out.flush()
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            await machine.until("asleep")
+    except TimeoutError:
+        out.write(f"· still awake after {_PATIENCE_S:.0f} s\n")
+    else:
+        out.write(f"· asleep after {(time.monotonic() - began) * 1000:,.0f} ms\n")
+    out.flush()
+
+
+async def _ask(client: Client, session_id: UUID, question: str, out: TextIO, machine: Machine) -> Transcript:
     transcript, view = Transcript(), PlainView(out)
-    await show(client.send(session_id, uuid7(), question), transcript, view)
+    await show(client.send(session_id, uuid7(), question), transcript, view, machine)
     return transcript
 
 

@@ -1,4 +1,7 @@
-"""Postgres, the emulated Messages API and the backend: started in order, each with the least it must know."""
+"""Postgres, the emulated Messages API and the backend: started in order, each with the least it must know.
+
+The backend runs behind the local Fly, which lets it fall asleep, wakes it and restarts it after a crash.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,12 @@ import asyncio
 import errno
 import socket
 import sys
-import time
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
-import aiohttp
 import msgspec
 
 from myhealth_cli.errors import MyHealthError
+from myhealth_cli.fly import LocalFly
 from myhealth_cli.postgres import Postgres
 from myhealth_cli.processes import Child, ChildFailedError, Family
 from myhealth_cli.tokens import backend_command, minimal_env
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-_READY_S: Final = 60.0
-_RESTARTS: Final = 5
-_RESTART_WINDOW_S: Final = 60.0
-_PASSED_ON: Final = ("DEV_KEY_DIR", "LOG_LEVEL", "AGENTS_DIR", "LEASE_SECONDS", "GROUP_COMMIT_MS")
+    from myhealth_cli.machine import Machine
+
+_SETTINGS: Final = {"ENVIRONMENT": "development", "METRICS_PORT": "0", "DRAIN_SECONDS": "2", "SLEEP": "exit"}
+"""What differs from fly.toml, unless the shell says otherwise; ENVIRONMENT is never anything else here."""
+_PASSED_ON: Final = (
+    *("METRICS_PORT", "DRAIN_SECONDS", "SLEEP", "IDLE_SECONDS"),
+    *("DEV_KEY_DIR", "LOG_LEVEL", "AGENTS_DIR", "LEASE_SECONDS", "GROUP_COMMIT_MS"),
+)
 _FRESH: Final = "make run ARGS=--fresh (myhealth dev --fresh) begins with an empty database"
 
 
@@ -43,33 +48,17 @@ class PortInUseError(MyHealthError):
 class Servers:
     """The servers of one stack, in a family. `env` is what the person has set in the shell.
 
-    DATABASE_URL and ANTHROPIC_API_KEY replace the embedded Postgres and the emulator. `emulator_options`
-    are options of `anthropic-emulator serve`.
+    DATABASE_URL and ANTHROPIC_API_KEY replace the embedded Postgres and the emulator.
     """
 
-    def __init__(
-        self,
-        family: Family,
-        state: Path,
-        port: int,
-        env: Mapping[str, str],
-        emulator_options: tuple[str, ...] = (),
-    ) -> None:
+    def __init__(self, family: Family, state: Path, port: int, env: Mapping[str, str]) -> None:
         self.url = f"http://localhost:{port}"
         self.real_model = bool(env.get("ANTHROPIC_API_KEY"))
         self._family = family
         self._state = state
-        self._port = port
         self._env = env
-        self._emulator_options = emulator_options
-        self._backend_env: dict[str, str] = {}
-        self._backend: Child | None = None
-
-    @property
-    def backend(self) -> Child:
-        """The backend that runs."""
-        assert self._backend is not None, "started"
-        return self._backend
+        self._fly = LocalFly(family, state, port)
+        self._secrets: dict[str, str] = {}
 
     async def start_stores(self, *, fresh: bool = False) -> None:
         """Start what the backend needs, and bring the schema up to date; `fresh` removes the data first."""
@@ -79,23 +68,18 @@ class Servers:
         model = {name: self._env[name] for name in ("ANTHROPIC_BASE_URL",) if self._env.get(name)}
         if emulator is not None:
             model = {"ANTHROPIC_BASE_URL": await _address(emulator)}
-        self._backend_env = {
-            **minimal_env(keep=_PASSED_ON),
+        self._secrets = {
             **model,
             "ANTHROPIC_API_KEY": self._env.get("ANTHROPIC_API_KEY") or "sk-emulated",
             "DATABASE_URL": database_url,
-            "ENVIRONMENT": "development",
-            "MACHINE_ID": f"dev-{self._port}",
-            "PORT": str(self._port),
-            "METRICS_PORT": self._env.get("METRICS_PORT") or "0",
         }
+        if fresh:
+            self._fly.erase()
         await self._migrate()
 
     async def _start_emulator(self) -> Child:
         command = [sys.executable, "-m", "anthropic_emulator", "serve", "--port", "0"]
-        return await self._family.start(
-            "anthropic-emulator", [*command, *self._emulator_options], minimal_env(), speaks=True
-        )
+        return await self._family.start("anthropic-emulator", command, minimal_env(), speaks=True)
 
     async def _start_postgres(self, *, fresh: bool) -> str:
         postgres = Postgres(self._state)
@@ -106,7 +90,7 @@ class Servers:
     async def _migrate(self) -> None:
         process = await asyncio.create_subprocess_exec(
             *backend_command("migrate"),
-            env=self._backend_env,
+            env={**minimal_env(), "ENVIRONMENT": "development", **self._secrets},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -118,42 +102,22 @@ class Servers:
                 hint="" if self._env.get("DATABASE_URL") else _FRESH,
             )
 
-    async def start_backend(self) -> None:
-        """Start the backend and wait until it is ready. Raises ChildFailedError."""
-        child = await self._family.start("agent-backend", backend_command("serve"), self._backend_env)
-        self._backend = child
-        deadline = time.monotonic() + _READY_S
-        async with aiohttp.ClientSession() as http:
-            while not await _is_ready(http, f"http://127.0.0.1:{self._port}/readyz"):
-                if child.process.returncode is not None:
-                    raise child.failure()
-                if time.monotonic() > deadline:
-                    raise ChildFailedError("agent-backend was never ready", hint=f"its log: {child.log}")
-                await asyncio.sleep(0.03)
+    async def start_backend(self, idle_seconds: float) -> Machine:
+        """Start the backend's machine and return it when it is ready; idle for so long, it sleeps.
 
-    async def keep_running(self) -> None:
-        """Start the backend again whenever it ends, as Fly would. Raises ChildFailedError if that fails."""
-        ends: deque[float] = deque(maxlen=_RESTARTS)
-        while True:
-            ended = self.backend
-            await ended.process.wait()
-            self._family.forget(ended)
-            ends.append(time.monotonic())
-            if len(ends) == _RESTARTS and ends[-1] - ends[0] < _RESTART_WINDOW_S:
-                raise ended.failure()
-            await self.start_backend()
+        Raises ChildFailedError.
+        """
+        chosen = {name: self._env[name] for name in _PASSED_ON if self._env.get(name)}
+        settings = {"IDLE_SECONDS": f"{idle_seconds:g}", **_SETTINGS, **chosen}
+        return await self._fly.start({**minimal_env(), **settings}, self._secrets)
+
+    async def watch(self) -> None:
+        """Return never. Raises ChildFailedError when the backend's Fly ends."""
+        await self._fly.watch()
 
 
 async def _address(emulator: Child) -> str:
     return msgspec.json.decode(await emulator.first_line(), type=dict[str, str])["url"]
-
-
-async def _is_ready(http: aiohttp.ClientSession, url: str) -> bool:
-    try:
-        async with http.get(url, timeout=aiohttp.ClientTimeout(total=5)) as response:
-            return response.status == 200
-    except (aiohttp.ClientError, TimeoutError):
-        return False
 
 
 def check_port(port: int) -> None:

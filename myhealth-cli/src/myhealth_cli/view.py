@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from myhealth_cli.client import Connection
+    from myhealth_cli.machine import Change
     from myhealth_cli.transcript import Block, Transcript
 
 _THINKING: Final = "thinking"
+_WAKING: Final = "waking the machine"
 _FRAME_S: Final = 1 / 15
 _KEPT_LINES: Final = 4
 """Lines of the screen the region leaves free, for the spinner and the prompt."""
@@ -45,6 +47,10 @@ class View(Protocol):
 
     def connection(self, change: Connection) -> None:
         """Show that the connection was lost, or is back."""
+        ...
+
+    def machine(self, change: Change) -> None:
+        """Show what the server's machine does."""
         ...
 
     def stopping(self) -> None:
@@ -95,6 +101,15 @@ class LiveView:
     def connection(self, change: Connection) -> None:
         """Show that the connection was lost, or is back."""
         self._state = f"reconnecting... ({change.reason})" if change.state == "lost" else ""
+
+    def machine(self, change: Change) -> None:
+        """Show what the server's machine does: the waiting below, what came of it for good."""
+        if change.state == "waking":
+            self._state = _WAKING
+            return
+        if self._state == _WAKING:
+            self._state = _THINKING
+        self._console.print(Text(str(change), style="dim"))
 
     def stopping(self) -> None:
         """Show that the turn was asked to end."""
