@@ -11,6 +11,6 @@ from .devprocess import Dev, dev
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[Dev]:
-    """Yield a running `myhealth dev --no-chat`; its backend comes back when a test kills it."""
-    with dev(tmp_path_factory.mktemp("stack")) as running:
+    """Yield a `myhealth dev --no-chat` that stays awake; its backend comes back when a test kills it."""
+    with dev(tmp_path_factory.mktemp("stack"), IDLE_SECONDS="3600") as running:
         yield running

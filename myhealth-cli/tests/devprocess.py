@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from myhealth_cli.machine import Address, Machine
+
 PATIENCE_S = 60
 
 
@@ -84,7 +86,21 @@ class Dev:
 
     def backend(self) -> psutil.Process:
         """Return the backend that runs now."""
-        return next(each for each in self.servers() if "agent_backend" in each.cmdline())
+        return self._find("agent_backend")
+
+    def fly(self) -> psutil.Process:
+        """Return the local Fly."""
+        return self._find("fly_emulator")
+
+    def _find(self, module: str) -> psutil.Process:
+        # The emulator has the backend's command in its own, as one word.
+        return next(each for each in self.servers() if module in each.cmdline()[:4])
+
+    def machine(self) -> Machine:
+        """Return the view of the backend's machine, not yet looking."""
+        url = next(line for line in self.said if "machine: " in line).split("machine: ")[1].strip()
+        api, _, rest = url.partition("/v1/apps/")
+        return Machine(Address(app=rest.partition("/")[0], api=api, token="any"))
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit code."""

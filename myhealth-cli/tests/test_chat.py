@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from itertools import pairwise
+from pathlib import Path
 from uuid import UUID
 
 import msgspec
@@ -210,7 +211,7 @@ class Terminal:
             ready = left > 0 and select.select([self._master], [], [], left)[0]
             assert ready, f"never: {text!r} in {self.screen!r}"
             try:
-                self.screen += os.read(self._master, 65536).decode("utf-8", "replace")
+                self._read()
             except OSError:  # how Linux says that the other side has closed
                 raise AssertionError(f"ended without {text!r}: {self.screen!r}") from None
         self.screen = self.screen.partition(text)[2]
@@ -219,20 +220,26 @@ class Terminal:
         """Read until the end, because who writes to a terminal waits for it, and return the exit code."""
         with suppress(OSError):
             while select.select([self._master], [], [], PATIENCE_S)[0]:
-                self.screen += os.read(self._master, 65536).decode("utf-8", "replace")
+                self._read()
         return self.process.wait(timeout=PATIENCE_S)
+
+    def _read(self) -> None:
+        data = os.read(self._master, 65536)
+        self.screen += data.decode("utf-8", "replace")
+        if b"\x1b[6n" in data:  # where is the cursor? Without an answer there is no line below the prompt.
+            os.write(self._master, b"\x1b[8;1R")
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
 
 @contextmanager
-def terminal(stack: Dev, *arguments: str) -> Generator[Terminal]:
+def terminal(folder: Path, *arguments: str, **env: str) -> Generator[Terminal]:
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (40, 120))
     process = subprocess.Popen(
         [sys.executable, "-m", "myhealth_cli", *arguments],
-        env={**environment(stack.folder), "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"},
+        env={**environment(folder), "TERM": "xterm-256color", **env},
         stdin=slave,
         stdout=slave,
         stderr=slave,
@@ -255,7 +262,7 @@ def _own_terminal() -> None:
 
 
 def test_the_terminal_chat(stack: Dev) -> None:
-    with terminal(stack, "chat", "--url", stack.url) as screen:
+    with terminal(stack.folder, "chat", "--url", stack.url) as screen:
         screen.expect("Ctrl-C stops an answer")
         screen.expect("▸")
         screen.type(f"{SLOWLY}\r")
@@ -281,8 +288,23 @@ def test_the_terminal_chat(stack: Dev) -> None:
         assert screen.ended() == 0
 
 
+def test_the_terminal_shows_the_machine_asleep_and_awake(tmp_path: Path) -> None:
+    with terminal(tmp_path, "dev", "--port", str(free_port()), IDLE_SECONDS="0.5") as screen:
+        screen.expect("▸")
+        screen.expect("message")  # only what changes is drawn: this word is part of no other state's line
+        screen.type("How did I sleep last night?\r")
+        screen.expect("waking the machine")
+        screen.expect("· awake after ")
+        screen.expect("· first token after ")
+        screen.expect("asleep min")
+        screen.expect("▸")
+        screen.expect("last wake ")
+        screen.type("/quit\r")
+        assert screen.ended() == 0
+
+
 def test_a_second_interrupt_leaves_at_once(stack: Dev) -> None:
-    with terminal(stack, "chat", "--url", stack.url) as screen:
+    with terminal(stack.folder, "chat", "--url", stack.url) as screen:
         screen.expect("▸")
         screen.type(f"{SLOWLY}\r")
         screen.expect("get_daily_metrics")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
+import io
 import json
 import re
 import signal
@@ -14,10 +16,16 @@ import psutil
 import pytest
 
 from myhealth_cli.apple_health.generate import generate_export
+from myhealth_cli.client import Client
 from myhealth_cli.demo import SEED, Demo
+from myhealth_cli.ids import uuid7
+from myhealth_cli.plain import PlainView
 from myhealth_cli.script import QUESTIONS
+from myhealth_cli.tokens import DevelopmentToken
+from myhealth_cli.transcript import Transcript
+from myhealth_cli.turn import show
 
-from .devprocess import PATIENCE_S, Dev, dev, free_port, gone, myhealth, until
+from .devprocess import PATIENCE_S, Dev, dev, environment, free_port, gone, myhealth, until
 
 
 def results(output: str) -> list[dict[str, Any]]:
@@ -40,9 +48,18 @@ def truth(folder: Path, start: str, end: str) -> dict[str, float]:
 def test_without_a_terminal_it_plays_a_conversation_whose_figures_are_those_of_the_data(
     tmp_path: Path,
 ) -> None:
-    process = myhealth(tmp_path, "dev", "--port", str(free_port()))
+    process = myhealth(tmp_path, "dev", "--port", str(free_port()), IDLE_SECONDS="0.5")
     output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, output
+    noted = [re.sub(r"[\d,]+ ms", "N ms", line) for line in output.splitlines() if line.startswith("· ")]
+    assert noted[-5:] == [
+        "· idle ...",
+        "· asleep after N ms",
+        "· waking ...",
+        "· awake after N ms",
+        "· first token after N ms",
+    ]
+    assert output.index("· first token") > output.index(QUESTIONS[-1])
     assert [line[2:] for line in output.splitlines() if line.startswith("? ")] == list(QUESTIONS)
     steps, sleep, workouts, trend = results(output)
     figures = {day["date"]: day["value"] for day in steps["daily"]}
@@ -55,9 +72,7 @@ def test_without_a_terminal_it_plays_a_conversation_whose_figures_are_those_of_t
     assert sleep["nights_with_data"] == 7
     assert workouts["count"] >= 1
     assert trend["days_with_data"] >= 50
-    assert not (tmp_path / "data").glob("*/processes.json") or not list(
-        (tmp_path / "data").glob("*/processes.json")
-    )
+    assert not list((tmp_path / "data").glob("*/processes.json"))
 
 
 def test_the_second_start_imports_nothing_and_an_interrupt_ends_everything(tmp_path: Path) -> None:
@@ -90,6 +105,85 @@ def test_the_next_run_ends_what_even_the_keeper_could_not(tmp_path: Path) -> Non
         assert not any("Demo data" in line for line in second.said)
 
 
+def test_what_a_killed_fly_leaves_running_ends_as_well(tmp_path: Path) -> None:
+    running = Dev(tmp_path, free_port())
+    servers = running.servers()
+    assert running.backend() in servers
+    running.fly().kill()
+    assert running.process.stdout is not None
+    said = running.process.stdout.read()
+    assert running.end() == 1
+    assert "fly-emulator was killed (9)" in said
+    assert gone(servers)
+
+
+def test_the_keeper_ends_a_machine_whose_fly_was_killed_with_everything_else(tmp_path: Path) -> None:
+    running = Dev(tmp_path, free_port())
+    servers = running.servers()
+    running.process.send_signal(signal.SIGSTOP)  # it must not see that the other one ends
+    running.fly().kill()
+    running.end(signal.SIGKILL)
+    until("the keeper ends the machine", lambda: gone(servers))
+
+
+def test_the_next_run_ends_a_machine_that_nobody_else_could(tmp_path: Path) -> None:
+    running = Dev(tmp_path, free_port())
+    backend, servers = running.backend(), running.servers()
+    running.process.send_signal(signal.SIGSTOP)
+    running.keeper().kill()
+    running.fly().kill()
+    running.end(signal.SIGKILL)
+    assert not gone([backend])
+    with dev(tmp_path, running.port):
+        assert gone(servers)
+
+
+def test_a_backend_that_dies_at_start_is_quoted_with_the_way_to_its_log(tmp_path: Path) -> None:
+    port = free_port()
+    process = myhealth(tmp_path, "dev", "--port", str(port), AGENTS_DIR=str(tmp_path / "nowhere"))
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1
+    assert "died at start; its last output:" in output
+    assert "nowhere" in output
+    assert str(tmp_path / "data" / str(port) / "logs" / "fly-emulator.log") in output
+    assert not list((tmp_path / "data").glob("*/processes.json"))
+
+
+@pytest.mark.parametrize("how", ["exit", "suspend"])
+async def test_the_machine_falls_asleep_and_a_message_wakes_it(tmp_path: Path, how: str) -> None:
+    with dev(tmp_path, IDLE_SECONDS="0.5", SLEEP=how) as running:
+        tokens = DevelopmentToken("demo", environment(tmp_path))
+        async with (
+            running.machine() as machine,
+            Client(running.url, tokens, sending=machine.sending) as client,
+        ):
+            looking = asyncio.create_task(machine.run())
+            changes: list[str] = []
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    await machine.until("asleep")
+                    with machine.telling(lambda change: changes.append(str(change))):
+                        session = uuid7()
+                        await client.put_session(session)
+                        view = PlainView(io.StringIO())
+                        answer = Transcript()
+                        await show(client.send(session, uuid7(), QUESTIONS[0]), answer, view, machine)
+                        await machine.until("asleep")
+            finally:
+                looking.cancel()
+        assert answer.ending == "success"
+        assert machine.wake is not None
+        assert machine.wake.slept is not None
+        assert machine.wake.first_token is not None
+        assert 0 < machine.wake.took < machine.wake.first_token < PATIENCE_S
+        assert [re.sub(r"[\d,]+ ms", "N ms", each) for each in changes] == [
+            "· waking ...",
+            "· awake after N ms",
+            "· first token after N ms",
+            "· asleep",
+        ]
+
+
 def test_a_port_in_use_is_named_with_the_way_to_choose_another(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -114,6 +208,13 @@ def test_the_servers_get_no_secret_of_the_shell(tmp_path: Path) -> None:
     with dev(tmp_path, GITHUB_TOKEN="a-secret") as running:
         for each in running.servers():
             assert "GITHUB_TOKEN" not in each.environ()
+
+
+def test_no_secret_is_on_a_command_line(tmp_path: Path) -> None:
+    with dev(tmp_path, ANTHROPIC_API_KEY="sk-a-secret", ANTHROPIC_BASE_URL="http://127.0.0.1:9") as running:
+        assert running.backend().environ()["ANTHROPIC_API_KEY"] == "sk-a-secret"
+        words = [word for each in running.servers() for word in each.cmdline()]
+        assert not [word for word in words if "sk-a-secret" in word or "postgresql://" in word]
 
 
 def test_private_folders_stay_private(stack: Dev) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import aclosing, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -100,10 +100,11 @@ def _prompt(machine: Machine | None) -> Callable[[], Awaitable[str]]:
 def _state_of(machine: Machine) -> str:
     """Return the line below the prompt: the machine's state, and how long it took to wake."""
     wake = machine.wake
-    last = "" if wake is None else f", last wake {wake.took * 1000:,.0f} ms"
+    state = "asleep, a message wakes it" if machine.state == "asleep" else machine.state
+    last = "" if wake is None else f" · last wake {wake.took * 1000:,.0f} ms"
     if wake is not None and wake.first_token is not None:
         last += f", first token {wake.first_token * 1000:,.0f} ms"
-    return f"· {machine.state}{last}"
+    return f"· {state}{last}"
 
 
 async def _read_line() -> str:
@@ -168,17 +169,21 @@ class Chat:
     # --- turns ---
 
     async def _ask(self, text: str) -> None:
-        if self._session is None:
-            session = uuid7()
-            await self._client.put_session(session)
-            self._session = session
-        turn = uuid7()
-        session = self._session
+        session, turn = self._session or uuid7(), uuid7()
 
         async def cancel() -> None:
             await self._client.cancel(session, turn)
 
-        await self._show(self._client.send(session, turn, text), cancel)
+        await self._show(self._items(session, turn, text), cancel)
+
+    async def _items(self, session: UUID, turn: UUID, text: str) -> AsyncGenerator[Item]:
+        """Send a message, in a session that is made first if there is none; yield the turn's stream."""
+        if self._session is None:
+            await self._client.put_session(session)
+            self._session = session
+        async with aclosing(self._client.send(session, turn, text)) as items:
+            async for item in items:
+                yield item
 
     async def _show(self, items: AsyncGenerator[Item], cancel: Callable[[], Awaitable[None]]) -> None:
         """Show a turn's stream. The first interrupt stops the turn, the second raises _LeaveError."""

@@ -117,6 +117,7 @@ class _Stack:
             machine = await servers.start_backend(_SCRIPT_IDLE_S if scripted else _IDLE_S)
         model = "Claude, billed to your ANTHROPIC_API_KEY" if servers.real_model else _EMULATED
         self._console.print(f"  {servers.url} · model: {model}", style="dim", highlight=False, soft_wrap=True)
+        self._console.print(f"  machine: {machine.url}", style="dim", highlight=False, soft_wrap=True)
         return machine
 
     async def _talk(self, url: str, demo: Demo, machine: Machine) -> None:

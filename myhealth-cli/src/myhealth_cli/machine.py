@@ -119,10 +119,11 @@ class Machine:
     """Follows the one machine of an app. An async context manager; `run()` looks until it is cancelled."""
 
     def __init__(self, address: Address) -> None:
+        self.url = f"{address.api}/v1/apps/{address.app}/machines"
+        """In the Machines API."""
         self.state: State = "starting"
         self.wake: Wake | None = None
         """The last one."""
-        self._url = f"{address.api}/v1/apps/{address.app}/machines"
         self._headers = {"Authorization": f"Bearer {address.token}"}
         self._listeners: list[Callable[[Change], None]] = []
         self._changed = asyncio.Event()
@@ -156,7 +157,7 @@ class Machine:
     async def look(self) -> None:
         """Look once, and tell what has changed. An API that does not answer tells nothing."""
         try:
-            async with self._http.get(self._url) as response:
+            async with self._http.get(self.url) as response:
                 machines = msgspec.json.decode(await response.read(), type=list[_Machine])
         except _AWAY:
             return
