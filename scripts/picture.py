@@ -1,5 +1,7 @@
 """Takes docs/images/chat.svg: `myhealth dev` in a real terminal (tmux), captured with its colours.
 
+The machine is left to fall asleep before each question, so that the picture shows how long it took to wake.
+
     .venv/bin/python scripts/picture.py
 
 Rich draws the capture. Its own template loads fonts from the network; ours names what a machine has.
@@ -20,8 +22,9 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "images" / "chat.svg"
-COLUMNS, ROWS = 96, 40
+COLUMNS, ROWS = 96, 54
 PORT = 3099
+IDLE_SECONDS = 2
 QUESTIONS = (
     "Wie viele Schritte bin ich in den letzten 4 Tagen gegangen?",
     "And how did I sleep last night?",
@@ -82,11 +85,12 @@ class Tmux:
         return self._run("capture-pane", "-p", *options)
 
     def wait(self, happened: int) -> None:
-        """Wait until the prompt stands there for the `happened`th time, with nothing behind it."""
+        """Wait until the prompt stands there for the `happened`th time, empty, and the machine sleeps."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
-            lines = self.screen().rstrip().splitlines()
-            if lines and lines[-1].strip() == "▸" and sum(line.startswith("▸") for line in lines) == happened:
+            lines = [line for line in self.screen().splitlines() if line.strip()]
+            prompts = sum(line.startswith("▸") for line in lines)
+            if [line[:8].strip() for line in lines[-2:]] == ["▸", "· asleep"] and prompts == happened:
                 return
             if time.monotonic() > deadline:
                 raise SystemExit(f"no prompt: {lines}")
@@ -100,7 +104,8 @@ class Tmux:
 def main() -> None:
     """Play, capture, draw."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "myhealth_cli", "dev", "--port", str(PORT), "--data", folder]
+        dev = [sys.executable, "-m", "myhealth_cli", "dev", "--port", str(PORT), "--data", folder]
+        command = ["env", f"IDLE_SECONDS={IDLE_SECONDS}", *dev]
         terminal = Tmux(command)
         try:
             for number, question in enumerate(QUESTIONS, 1):
@@ -122,7 +127,10 @@ def main() -> None:
 def draw(captured: str) -> str:
     """Return the SVG of a captured screen."""
     console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True)
-    console.print(Text.from_ansi(captured.rstrip()))
+    lines = captured.rstrip().splitlines()
+    # The state of the machine stands at the bottom of the screen: not that far away in the picture.
+    above = "\n".join(lines[:-1]).rstrip()
+    console.print(Text.from_ansi(f"{above}\n\n{lines[-1]}"))
     return console.export_svg(title="make run", theme=THEME, code_format=FORMAT, unique_id="chat")
 
 
