@@ -56,11 +56,11 @@ def until(what: str, happened: Callable[[], bool]) -> None:
 class Dev:
     """A running `myhealth dev --no-chat`, with its first words read."""
 
-    def __init__(self, folder: Path, port: int, **env: str) -> None:
+    def __init__(self, folder: Path, port: int, *options: str, **env: str) -> None:
         self.folder = folder
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
-        self.process = myhealth(folder, "dev", "--no-chat", "--port", str(port), **env)
+        self.process = myhealth(folder, "dev", "--no-chat", "--port", str(port), *options, **env)
         self.said: list[str] = []
         assert self.process.stdout is not None
         for line in self.process.stdout:
@@ -128,9 +128,9 @@ def _there(process: psutil.Process) -> bool:
 
 
 @contextmanager
-def dev(folder: Path, port: int | None = None, **env: str) -> Generator[Dev]:
+def dev(folder: Path, port: int | None = None, *options: str, **env: str) -> Generator[Dev]:
     """Run a stack until the block ends."""
-    running = Dev(folder, free_port() if port is None else port, **env)
+    running = Dev(folder, free_port() if port is None else port, *options, **env)
     try:
         yield running
     finally:

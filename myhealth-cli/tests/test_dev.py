@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import asyncpg
 import psutil
 import pytest
 
@@ -20,6 +21,8 @@ from myhealth_cli.client import Client
 from myhealth_cli.demo import SEED, Demo
 from myhealth_cli.ids import uuid7
 from myhealth_cli.plain import PlainView
+from myhealth_cli.postgres import Postgres
+from myhealth_cli.processes import Family
 from myhealth_cli.script import QUESTIONS
 from myhealth_cli.tokens import DevelopmentToken
 from myhealth_cli.transcript import Transcript
@@ -117,13 +120,17 @@ def test_what_a_killed_fly_leaves_running_ends_as_well(tmp_path: Path) -> None:
     assert gone(servers)
 
 
-def test_the_keeper_ends_a_machine_whose_fly_was_killed_with_everything_else(tmp_path: Path) -> None:
+def test_the_keeper_ends_a_machine_whose_fly_was_killed_and_no_other_stack_s(
+    tmp_path: Path, stack: Dev
+) -> None:
+    other = stack.backend()
     running = Dev(tmp_path, free_port())
     servers = running.servers()
     running.process.send_signal(signal.SIGSTOP)  # it must not see that the other one ends
     running.fly().kill()
     running.end(signal.SIGKILL)
     until("the keeper ends the machine", lambda: gone(servers))
+    assert not gone([other])
 
 
 def test_the_next_run_ends_a_machine_that_nobody_else_could(tmp_path: Path) -> None:
@@ -182,6 +189,44 @@ async def test_the_machine_falls_asleep_and_a_message_wakes_it(tmp_path: Path, h
             "· first token after N ms",
             "· asleep",
         ]
+
+
+async def test_a_crash_is_told_and_started_again(stack: Dev) -> None:
+    async with stack.machine() as machine:
+        changes: list[str] = []
+        looking = asyncio.create_task(machine.run())
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await machine.until("awake")
+                with machine.telling(lambda change: changes.append(str(change))):
+                    stack.backend().kill()
+                    await machine.until("crashed")
+                    await machine.until("awake")
+        finally:
+            looking.cancel()
+    assert changes == ["· crashed; it is started again", "· awake"]
+    assert machine.wake is None
+
+
+async def test_a_database_of_one_s_own_is_used_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    async with Family(tmp_path / "own") as family:
+        url = await Postgres(tmp_path / "own").start(family)
+        with dev(tmp_path, DATABASE_URL=url) as running:
+            assert running.backend().environ()["DATABASE_URL"] == url
+            assert "postgres" not in {each.name() for each in running.servers()}
+        connection = await asyncpg.connect(url)
+        try:
+            assert await connection.fetchval("SELECT count(*) FROM myhealth.deployment") == 1
+        finally:
+            await connection.close()
+
+
+def test_a_fresh_start_imports_again(tmp_path: Path) -> None:
+    with dev(tmp_path) as first:
+        assert any("Demo data" in line for line in first.said)
+    with dev(tmp_path, first.port, "--fresh") as second:
+        assert any("Demo data" in line for line in second.said)
 
 
 def test_a_port_in_use_is_named_with_the_way_to_choose_another(tmp_path: Path) -> None:

@@ -42,8 +42,9 @@ def dev(
 ) -> None:
     """Start Postgres, the model's emulator and the backend, import demo data, and open a chat.
 
-    Uses DATABASE_URL and ANTHROPIC_API_KEY instead of its own, where they are set. Without a terminal it
-    plays a short conversation. Whatever it has started ends with it.
+    Uses DATABASE_URL and ANTHROPIC_API_KEY instead of its own, where they are set. The backend runs behind a
+    local Fly: idle for IDLE_SECONDS it sleeps, a request wakes it. Without a terminal this plays a short
+    conversation. Whatever it has started ends with it.
     """
     from myhealth_cli.dev import Options, run  # noqa: PLC0415 - see the module's docstring
 

@@ -53,7 +53,7 @@ async def play(client: Client, out: TextIO, machine: Machine) -> None:
 
 
 async def _fall_asleep(machine: Machine, out: TextIO) -> None:
-    """Wait until the machine sleeps, and say so; where it is told never to sleep, go on soon."""
+    """Wait until the machine sleeps, and say so; one that is told not to sleep is not waited for long."""
     out.write("\n· idle ...\n")
     out.flush()
     began = time.monotonic()
