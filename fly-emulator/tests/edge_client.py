@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fly_emulator.edge import Edge
-from fly_emulator.edge_options import EdgeOptions
+from fly_emulator.edge.options import EdgeOptions
+from fly_emulator.edge.proxy import Edge
 from fly_emulator.timescale import TimeScale
 
 from .local_fleet import HOST, LocalFleet

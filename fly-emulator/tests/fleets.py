@@ -12,11 +12,11 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from fly_emulator.fleet import Fleet, open_fleet
 from fly_emulator.log import Log
-from fly_emulator.machine import Machine
 from fly_emulator.machine_config import Check, Init, MachineConfig, Restart, Service, StopConfig
-from fly_emulator.settings import MachineSettings
+from fly_emulator.machines.fleet import Fleet, open_fleet
+from fly_emulator.machines.machine import Machine
+from fly_emulator.machines.settings import MachineSettings
 
 PROGRAMS = Path(__file__).parent / "programs"
 PATIENCE = 20.0

@@ -10,8 +10,8 @@ from typing import Any
 
 from aiohttp import web
 
+from fly_emulator.edge.loads import Signal
 from fly_emulator.errors import EmulatorError
-from fly_emulator.loads import Signal
 from fly_emulator.machine_config import Concurrency, MachineConfig, Port, Service
 from fly_emulator.ports import State
 

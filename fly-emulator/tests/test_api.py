@@ -14,9 +14,9 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from fly_emulator.api import ApiSettings, MachineSockets, create_api
-from fly_emulator.fleet import Fleet, open_fleet
-from fly_emulator.settings import MachineSettings
+from fly_emulator.machines.api import ApiSettings, MachineSockets, create_api
+from fly_emulator.machines.fleet import Fleet, open_fleet
+from fly_emulator.machines.settings import MachineSettings
 
 from .fleets import QUICK, WEB, opened, shell, until
 from .fleets import web as web_config

@@ -12,7 +12,7 @@ from aiohttp import ClientSession, WSMsgType
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fly_emulator.autostop import Idle, plan
+from fly_emulator.edge.autostop import Idle, plan
 from fly_emulator.machine_config import Autostop, MachineConfig
 from fly_emulator.timescale import TimeScale
 

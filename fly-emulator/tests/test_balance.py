@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fly_emulator.balance import Candidate, Decision, Forward, Refuse, Wait, Wake, Want, decide
+from fly_emulator.edge.balance import Candidate, Decision, Forward, Refuse, Wait, Wake, Want, decide
 
 IDS = tuple("abcdef")
 REGIONS = ("fra", "ams", "iad")

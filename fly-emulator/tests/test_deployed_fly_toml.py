@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fly_emulator.fly_toml import load
+from fly_emulator.config.fly_toml import load
 from fly_emulator.machine_config import Check, Concurrency, Guest, Metrics, Restart, duration_seconds
 
 FLY_TOML = Path(__file__).parents[2] / "agent-backend" / "fly.toml"

@@ -13,8 +13,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from fly_emulator.edge import Edge
-from fly_emulator.edge_options import EdgeOptions
+from fly_emulator.edge.options import EdgeOptions
+from fly_emulator.edge.proxy import Edge
 from fly_emulator.errors import EmulatorError
 from fly_emulator.machine_config import MachineConfig, Port
 

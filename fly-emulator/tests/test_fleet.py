@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from fly_emulator import ids, processes, wire
-from fly_emulator.clock import TimeScale
 from fly_emulator.errors import EmulatorError, StateError
-from fly_emulator.fleet import Fleet, open_fleet
-from fly_emulator.host import Host
-from fly_emulator.limits import RateLimits
-from fly_emulator.machine import Machine
+from fly_emulator.machines import ids, processes, wire
+from fly_emulator.machines.fleet import Fleet, open_fleet
+from fly_emulator.machines.host import Host
+from fly_emulator.machines.limits import RateLimits
+from fly_emulator.machines.machine import Machine
 from fly_emulator.ports import FleetView, MachineView
 
 from .fleets import PROGRAMS, QUICK, WEB, alive, eventually, opened, shell, until
@@ -138,11 +137,6 @@ def test_fleet_and_machine_are_what_the_edge_relies_on() -> None:
 
     # The type checker is the test.
     assert all((fleet_view, machine_view, host))
-
-
-def test_compressed_time() -> None:
-    assert TimeScale(minute=1.0).real(300) == 5.0
-    assert TimeScale().real(300) == 300.0
 
 
 def test_identifiers_have_flys_shapes() -> None:

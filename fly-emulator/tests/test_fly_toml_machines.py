@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fly_emulator.fly_toml import AppConfig, parse
+from fly_emulator.config.fly_toml import AppConfig, parse
+from fly_emulator.config.vm_sizes import MEMORY_PER_CPU, PRESETS
 from fly_emulator.machine_config import Guest, MachineConfig, Restart
-from fly_emulator.vm_sizes import MEMORY_PER_CPU, PRESETS
 
 GROUPS = 'app = "x"\n[processes]\napp = "a"\nbeta = "b"\nzeta = "z"\n'
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from inline_snapshot import snapshot
 
-from fly_emulator.fly_toml import load, parse
-from fly_emulator.toml_problems import ConfigErrors, ConfigProblem, render
+from fly_emulator.config.fly_toml import load, parse
+from fly_emulator.config.toml_problems import ConfigErrors, ConfigProblem, render
 
 SERVICE = "[http_service]\ninternal_port = 8080\n"
 PORT = "[[services]]\ninternal_port = 1\n[[services.ports]]\n"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fly_emulator.fly_toml import AppConfig, load
+from fly_emulator.config.fly_toml import AppConfig, load
 
 SHAPES = Path(__file__).parent / "shapes"
 

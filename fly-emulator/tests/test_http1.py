@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fly_emulator.http1 import Chunked, Framing, Malformed, Sized, UntilClose, parse_request, parse_response
+from fly_emulator.edge.http1 import (
+    Chunked,
+    Framing,
+    Malformed,
+    Sized,
+    UntilClose,
+    parse_request,
+    parse_response,
+)
 
 cuts = st.lists(st.integers(1, 50), min_size=1)
 

@@ -16,12 +16,7 @@ import msgspec
 import pytest
 import uvloop
 
-from fly_emulator import states
-from fly_emulator.environment import Image
 from fly_emulator.errors import LaunchError, StateError
-from fly_emulator.events import ExitEvent
-from fly_emulator.fleet import Fleet
-from fly_emulator.machine import Machine
 from fly_emulator.machine_config import (
     Check,
     Guest,
@@ -32,6 +27,11 @@ from fly_emulator.machine_config import (
     Service,
     StopConfig,
 )
+from fly_emulator.machines import states
+from fly_emulator.machines.environment import Image
+from fly_emulator.machines.events import ExitEvent
+from fly_emulator.machines.fleet import Fleet
+from fly_emulator.machines.machine import Machine
 
 from .fleets import QUICK, WEB, alive, eventually, get, opened, shell, until, web
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from fly_emulator.replay import Replay, parse_replay
+from fly_emulator.edge.replay import Replay, parse_replay
 
 from .edge_client import RawClient, an_edge
 from .local_fleet import LocalFleet, LocalMachine, whoami

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fly_emulator.machine_config import Restart
-from fly_emulator.restarts import Restarts
+from fly_emulator.machines.restarts import Restarts
 
 ON_FAILURE = Restart()
 

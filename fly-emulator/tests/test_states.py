@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fly_emulator import states
 from fly_emulator.errors import StateError
+from fly_emulator.machines import states
+from fly_emulator.machines.states import PERSISTENT, TERMINAL, TRANSITIONS, Operation
 from fly_emulator.ports import State
-from fly_emulator.states import PERSISTENT, TERMINAL, TRANSITIONS, Operation
 
 ALL: tuple[State, ...] = get_args(State)
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fly_emulator.machine_config import duration_seconds
-from fly_emulator.toml_forms import (
+from fly_emulator.config.toml_forms import (
     AutostopForm,
     DurationForm,
     Refused,
@@ -17,12 +16,13 @@ from fly_emulator.toml_forms import (
     SizeForm,
     format_duration,
 )
-from fly_emulator.toml_machines import clamped
-from fly_emulator.toml_table_forms import (
+from fly_emulator.config.toml_machines import clamped
+from fly_emulator.config.toml_table_forms import (
     ConcurrencyForm,
     EnvForm,
     cast_string,
 )
+from fly_emulator.machine_config import duration_seconds
 
 
 @given(st.integers(0, 2**53))

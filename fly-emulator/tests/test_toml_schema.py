@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fly_emulator.fly_toml import load, parse
-from fly_emulator.summary import summary
-from fly_emulator.toml_lines import Lines
-from fly_emulator.toml_problems import ConfigErrors
-from fly_emulator.toml_schema import Alias, Findings, Section, fields_of, inner_section, read_section
-from fly_emulator.toml_sections import FlyToml
+from fly_emulator.config.fly_toml import load, parse
+from fly_emulator.config.summary import summary
+from fly_emulator.config.toml_lines import Lines
+from fly_emulator.config.toml_problems import ConfigErrors
+from fly_emulator.config.toml_schema import Alias, Findings, Section, fields_of, inner_section, read_section
+from fly_emulator.config.toml_sections import FlyToml
 
 HERE = Path(__file__).parent
 TEXT = (HERE / "reference.toml").read_text()

@@ -13,8 +13,8 @@ from aiohttp import WSMsgType, web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fly_emulator.certificate import authority, server_context
-from fly_emulator.frames import FrameTracker, close_frame
+from fly_emulator.edge.certificate import authority, server_context
+from fly_emulator.edge.frames import FrameTracker, close_frame
 from fly_emulator.machine_config import MachineConfig, Port
 
 from .edge_client import RawClient, an_edge, until, within

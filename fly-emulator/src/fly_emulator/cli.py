@@ -8,13 +8,13 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from fly_emulator.config.fly_toml import AppConfig, load
+from fly_emulator.config.summary import summary
+from fly_emulator.config.toml_problems import ConfigErrors, render
 from fly_emulator.errors import EmulatorError
-from fly_emulator.fly_toml import AppConfig, load
 from fly_emulator.machine_config import duration_seconds
 from fly_emulator.run import RunOptions
 from fly_emulator.run import run as run_app
-from fly_emulator.summary import summary
-from fly_emulator.toml_problems import ConfigErrors, render
 
 EXIT_OPERATOR = 2
 

@@ -1,25 +1,9 @@
-"""Time: compressed where Fly thinks in minutes, as it is everywhere else."""
+"""The time, as the API and the logs write it."""
 
 from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-
-import msgspec
-
-
-class TimeScale(msgspec.Struct, frozen=True, kw_only=True):
-    """How many real seconds stand for one of Fly's minutes.
-
-    It is for what Fly does every few minutes (autostop). Stop timeouts, checks, back-off and leases run in
-    real seconds: the program under test knows them, and its own timers are not compressed.
-    """
-
-    minute: float = 60.0
-
-    def real(self, seconds: float) -> float:
-        """Say how long Fly's `seconds` last here."""
-        return seconds * self.minute / 60.0
 
 
 def now_ms() -> int:

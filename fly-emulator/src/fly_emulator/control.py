@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from fly_emulator.api_context import body, reply
-from fly_emulator.edge import Edge
+from fly_emulator.edge.proxy import Edge
 from fly_emulator.errors import StateError
+from fly_emulator.machines.api_context import body, reply
 
 
 class Cut(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

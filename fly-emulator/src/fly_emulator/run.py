@@ -18,19 +18,19 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from fly_emulator.api import MachineSockets, create_api
 from fly_emulator.clock import timestamp
+from fly_emulator.config.fly_toml import AppConfig
 from fly_emulator.control import control_routes
-from fly_emulator.edge import Edge
-from fly_emulator.edge_options import EdgeOptions
-from fly_emulator.environment import Image
+from fly_emulator.edge.options import EdgeOptions
+from fly_emulator.edge.proxy import Edge
 from fly_emulator.errors import EmulatorError, StateError
-from fly_emulator.fleet import Fleet, open_fleet
-from fly_emulator.fly_toml import AppConfig
 from fly_emulator.log import Log
-from fly_emulator.machine import Machine
 from fly_emulator.machine_config import MachineConfig
-from fly_emulator.settings import MachineSettings
+from fly_emulator.machines.api import MachineSockets, create_api
+from fly_emulator.machines.environment import Image
+from fly_emulator.machines.fleet import Fleet, open_fleet
+from fly_emulator.machines.machine import Machine
+from fly_emulator.machines.settings import MachineSettings
 from fly_emulator.timescale import TimeScale
 
 HOST = "127.0.0.1"

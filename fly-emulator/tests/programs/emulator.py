@@ -4,9 +4,9 @@ import asyncio
 import sys
 from pathlib import Path
 
-from fly_emulator.fleet import open_fleet
 from fly_emulator.machine_config import Init, MachineConfig
-from fly_emulator.settings import MachineSettings
+from fly_emulator.machines.fleet import open_fleet
+from fly_emulator.machines.settings import MachineSettings
 
 
 async def main(directory: Path) -> None:

@@ -1,0 +1,1 @@
+"""fly.toml: read strictly, and what machines it means."""

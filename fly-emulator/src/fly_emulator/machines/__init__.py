@@ -1,0 +1,1 @@
+"""Machines: real processes with Fly's states, their fleet and the Machines API."""

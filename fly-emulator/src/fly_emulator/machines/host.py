@@ -1,0 +1,43 @@
+"""What a machine needs of the fleet it is in; `fleet.Fleet` is the implementation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import aiohttp
+
+from fly_emulator.log import Log
+from fly_emulator.machines.broadcast import Broadcast
+from fly_emulator.machines.record import Record
+from fly_emulator.machines.settings import MachineSettings
+
+
+class Host(Protocol):
+    """What a machine needs of the fleet it is in."""
+
+    app: str
+    primary_region: str
+    settings: MachineSettings
+    log: Log
+    changed: Broadcast
+
+    def save(self) -> None:
+        """Write the state file."""
+        ...
+
+    def client(self) -> aiohttp.ClientSession:
+        """Return the session that checks use."""
+        ...
+
+    async def ready(self, machine_id: str) -> None:
+        """Prepare what a machine needs before it starts."""
+        ...
+
+    def socket_path(self, machine_id: str) -> Path | None:
+        """Say where the machine finds its API."""
+        ...
+
+    def output(self, record: Record, line: str) -> None:
+        """Take a line that the machine printed."""
+        ...
