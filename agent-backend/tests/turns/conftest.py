@@ -46,10 +46,13 @@ class Fleet:
         max_steps: int = 10,
         usd_micros_per_turn: int = 1_000_000,
         lock_timeout_ms: int = 10_000,
+        connections: int = 8,
         approvals: tuple[str, ...] = (),
         call_seconds: float = 60.0,
     ) -> Machine:
-        database = Database(self._database_url, min_size=1, max_size=8, lock_timeout_ms=lock_timeout_ms)
+        database = Database(
+            self._database_url, min_size=1, max_size=connections, lock_timeout_ms=lock_timeout_ms
+        )
         await database.open()
         self._stack.push_async_callback(database.close)
         agent = Agent(

@@ -433,6 +433,32 @@ async def test_a_machine_that_leaves_writes_nothing_twice(fleet: Fleet, database
         assert await other.fetch(_OVERLAPS, session) == []
 
 
+async def test_a_settle_whose_end_is_not_waited_for_is_not_written_beside(
+    fleet: Fleet, database_url: str
+) -> None:
+    """The machine stops while a settle has been done and its answer has not come."""
+    way, fleet._database_url = await fleet._stack.enter_async_context(way_to(database_url))
+    async with superuser(database_url) as other:
+        machine = await fleet.machine(commit=0.5, connections=1, tools={"probe": Probe()})
+        session = await fleet.session(machine)
+        # A statement's first use on a connection takes more answers than one.
+        await fleet.send(machine, session, "[[emulator: tool=probe args={} tokens=3]]")
+        await fleet.until_end(machine, session)
+        await fleet.send(machine, session, "[[emulator: tool=probe args={} thinking=12 delay_ms=20]]")
+        asked = "SELECT count(*) FROM myhealth.messages WHERE session_id = $1 AND role = 'assistant'"
+        before = await other.fetchval(asked, session)
+        await wait_until(lambda: _pending(machine, session, 3))
+        way.open.clear()
+        try:
+            await wait_until(lambda: _more(other, asked, session, before))
+            stopping = asyncio.create_task(machine.stop())
+            await asyncio.sleep(0)
+        finally:
+            way.open.set()
+        await stopping
+        assert await other.fetch(_OVERLAPS, session) == []
+
+
 async def _more(other: asyncpg.Connection, query: str, session: UUID, before: int | None) -> bool:
     return (await other.fetchval(query, session) or 0) > (before or 0)
 

@@ -84,6 +84,10 @@ class Settler:
             # Refused for certain, so the numbers were not used and the next settle may have them.
             live.next_n = before
             raise
+        except asyncio.CancelledError:
+            # Carried out or not, nobody here will know: what is pending must not be written beside it.
+            live.fence()
+            raise
         finally:
             self._committer.settled(live)
         self._publish(live, len(pending), numbered)
@@ -116,6 +120,10 @@ class Settler:
             parked = await self._repeated(live, partial(tool_calls.park, self._database, parking))
         except asyncpg.PostgresError:
             live.next_n = before
+            raise
+        except asyncio.CancelledError:
+            # Carried out or not, nobody here will know: what is pending must not be written beside it.
+            live.fence()
             raise
         finally:
             self._committer.settled(live)
