@@ -7,7 +7,7 @@ ARGS ?=
 LOCKED = uv.lock pyproject.toml agent-backend/pyproject.toml anthropic-emulator/pyproject.toml \
 	fly-emulator/pyproject.toml myhealth-cli/pyproject.toml scripts/bootstrap.py
 
-.PHONY: run test check bench clean
+.PHONY: run test check bench soak clean
 
 # Postgres, the model's emulator, the backend, demo data and a chat. Another port: make run PORT=3002.
 # An empty database: make run ARGS=--fresh
@@ -23,6 +23,10 @@ check: .venv/.ready
 # This server beside the floor, in one run; writes bench/out/results.json
 bench: .venv/.ready
 	.venv/bin/python -m bench
+
+# A thousand faults behind the local Fly, by fixed seeds; writes acceptance/out/soak.json
+soak: .venv/.ready
+	.venv/bin/python -m acceptance.soak
 
 .venv/.ready: $(LOCKED)
 	@$(PYTHON) scripts/bootstrap.py

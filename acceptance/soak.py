@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -43,6 +44,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the first round")
     parser.add_argument("--flavour", choices=list(FLAVOURS), help="all of them in turn, if not given")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, _terminated)  # so that everything started is ended
     began = time.monotonic()
     reports = asyncio.run(_rounds(options.faults, options.seed, options.flavour))
     result = _result(reports)
@@ -50,6 +52,10 @@ def main() -> int:
     OUT.mkdir(exist_ok=True)
     (OUT / "soak.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 1 if result["lost"] or result["doubled"] or result["stuck"] else 0
+
+
+def _terminated(_signal: int, _frame: object) -> None:
+    sys.exit(1)
 
 
 async def _rounds(faults: int, seed: int, flavour: str | None) -> list[Report]:

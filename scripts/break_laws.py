@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BACKEND = "agent-backend/"
 SQL = BACKEND + "migrations/0002_sessions.pre.sql"
 LOG = BACKEND + "migrations/0004_event_log.pre.sql"
+SLEEP = BACKEND + "migrations/0007_sleep.pre.sql"
 PARKING = BACKEND + "migrations/0005_device_tools.pre.sql"
 TURNS = BACKEND + "src/agent_backend/turns/"
 STREAM = BACKEND + "src/agent_backend/web/stream.py"
@@ -339,6 +340,50 @@ BREAKS = [
         "    ELSE\n        PERFORM unpark(p_session.id);\n    END IF;",
         "    END IF;",
         CALLS + "test_the_last_answer_wakes_the_turn_without_a_marker",
+    ),
+    Break(
+        "a machine that leaves ends its runs before its group commit",
+        TURNS + "machine.py",
+        "        owned = await self._runner.halt()\n",
+        "        for task in self._tasks:\n            task.cancel()\n"
+        "        await asyncio.gather(*self._tasks, return_exceptions=True)\n"
+        "        await asyncio.sleep(0.2)\n"
+        "        owned = await self._runner.halt()\n",
+        LAWS + "test_a_machine_that_leaves_writes_nothing_twice",
+    ),
+    Break(
+        "a settle that is not waited for fences its session",
+        TURNS + "settling.py",
+        "            live.fence()\n            raise\n        finally:\n"
+        "            self._committer.settled(live)\n        self._publish",
+        "            raise\n        finally:\n            self._committer.settled(live)\n        self._publish",
+        LAWS + "test_a_settle_whose_end_is_not_waited_for_is_not_written_beside",
+    ),
+    Break(
+        "a handover on purpose is no attempt",
+        SLEEP,
+        "    IF p_force THEN\n        UPDATE turns",
+        "    IF false THEN\n        UPDATE turns",
+        LEASES + "test_a_handover_on_purpose_costs_no_attempt",
+    ),
+    Break(
+        "who has work does not sleep",
+        BACKEND + "src/agent_backend/sleeping.py",
+        "if services.serving or hub.live or hub.claiming:",
+        "if services.serving:",
+        BACKEND + "tests/test_sleeping.py::test_a_turn_that_nobody_watches_is_finished_first",
+        (
+            TURNS + "machine.py",
+            "if self.hub.live or self.hub.claiming:\n            return True\n        return await",
+            "return False\n        return await",
+        ),
+    ),
+    Break(
+        "a reader outlives the connection it reads over",
+        STREAM,
+        "if loop.time() > give_up_at or self._machine.hub.leaving.is_set():",
+        "if loop.time() > 0:",
+        BACKEND + "tests/turns/test_faults.py::test_a_reader_outlives_the_connection_it_reads_over",
     ),
 ]
 

@@ -44,7 +44,7 @@ class Process:
         self._news = asyncio.Event()
 
     async def start(self) -> None:
-        inherited = {k: v for k, v in os.environ.items() if k in {"PATH", "HOME", "LANG"}}
+        inherited = {k: v for k, v in os.environ.items() if k in {"PATH", "HOME", "LANG", "PYTHONPATH"}}
         self.process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "agent_backend", "serve"),
             env={**inherited, **self._env},

@@ -409,3 +409,46 @@ async def test_what_was_accepted_after_the_sweep_looked_is_not_taken(
     assert second.claim is not None
     assert await leases.claim(one.database, one.incarnation, [], seen) == []
     await store.settle(one.database, one.settlement(second.claim, 2, 2))
+
+
+async def test_a_handover_on_purpose_costs_no_attempt(
+    one: Owner, two: Owner, user: UUID, session: UUID
+) -> None:
+    _, accepted = await one.accept(user, session)
+    claim = accepted.claim
+    owners = [two, one] * 4
+    for owner, following in zip([one, *owners], owners, strict=False):
+        assert claim is not None
+        await leases.release(
+            owner.database, session, owner.incarnation, claim.epoch, claim.next_n, force=True
+        )
+        (claim,) = await following.claim()
+        assert (claim.turn_state, claim.attempts) == ("running", 2)
+
+
+async def test_a_takeover_without_goodbye_costs_an_attempt(user: UUID, database: Database) -> None:
+    session = await make_session(database, user)
+    owner = await Owner(database, "m").register()
+    _, accepted = await owner.accept(user, session)
+    assert accepted.claim is not None
+    for attempts in (2, 3, 4):
+        owner = await Owner(database, "m").register()
+        (claim,) = await owner.claim()
+        assert claim.attempts == attempts
+
+
+async def test_work_left_is_what_no_other_living_machine_does(
+    one: Owner, two: Owner, user: UUID, session: UUID
+) -> None:
+    assert not await leases.work_left(one.database, one.incarnation)
+    _, accepted = await one.accept(user, session)
+    assert accepted.claim is not None
+    assert await leases.work_left(one.database, one.incarnation), "its own"
+    assert not await leases.work_left(two.database, two.incarnation), "a living machine's"
+    await one.expire()
+    assert await leases.work_left(two.database, two.incarnation), "a dead machine's"
+    await leases.remove(one.database, one.incarnation, only_if_expired=False)
+    assert await leases.work_left(two.database, two.incarnation), "nobody's"
+    (claim,) = await two.claim()
+    await store.settle(two.database, two.settlement(claim, claim.next_n, claim.next_n, final=True))
+    assert not await leases.work_left(two.database, two.incarnation)
