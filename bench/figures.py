@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 from typing import Literal, NamedTuple, TypeAlias
 
-Part: TypeAlias = Literal["boot", "idle", "stream", "crowd", "short"]
+Part: TypeAlias = Literal["boot", "idle", "stream", "crowd", "short", "wake", "reconnect", "open"]
 
 
 class Figure(NamedTuple):
@@ -18,17 +18,28 @@ class Figure(NamedTuple):
     """The most it may be, or the least where `more_is_better`."""
     factor: float | None = None
     """The most it may be as a multiple of the floor's."""
+    boots: float | None = None
+    """The most it may be as a multiple of our own boot in the same run."""
+    above_boot: float | None = None
+    """The most it may be above our own boot in the same run."""
     more_is_better: bool = False
 
     @property
     def goal(self) -> str:
         """The goal in words."""
         limit = "" if self.limit is None else f"{'>=' if self.more_is_better else '<='} {self.limit:g}"
-        return ", ".join(filter(None, [limit, f"<= {self.factor:g}x" if self.factor else ""]))
+        factor = "" if self.factor is None else f"<= {self.factor:g}x"
+        boots = "" if self.boots is None else f"<= {self.boots:g}x boot"
+        above = "" if self.above_boot is None else f"<= boot + {self.above_boot:g}"
+        return ", ".join(filter(None, [limit, factor, boots, above]))
 
-    def reached(self, ours: float, floor: float) -> bool:
-        """Say whether the medians reach the goal."""
+    def reached(self, ours: float, floor: float, boot: float | None) -> bool:
+        """Say whether the medians reach the goal; `boot` is our own boot in the same run."""
         within = self.limit is None or (ours >= self.limit if self.more_is_better else ours <= self.limit)
+        if self.boots is not None:
+            within = within and boot is not None and ours <= self.boots * boot
+        if self.above_boot is not None:
+            within = within and boot is not None and ours <= boot + self.above_boot
         return within and (self.factor is None or ours <= self.factor * floor)
 
 
@@ -41,6 +52,11 @@ FIGURES: tuple[Figure, ...] = (
     Figure("crowd_pss_mb", "MB", "crowd", limit=256),
     Figure("short_turns_per_s", "1/s", "short", limit=250, more_is_better=True),
     Figure("added_ttft_p50_ms", "ms", "stream", limit=10),
+    Figure("wake_ready_ms", "ms", "wake", boots=1.2),
+    Figure("wake_first_token_ms", "ms", "wake", above_boot=150),
+    Figure("wake_suspended_first_token_ms", "ms", "wake"),
+    Figure("reconnect_lost_events", "events", "reconnect", limit=0),
+    Figure("streams_per_gb", "streams", "open", more_is_better=True),
 )
 
 

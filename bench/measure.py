@@ -17,9 +17,11 @@ from bench.targets import Emulator, Postgres, Shape, Target, model_turns
 STREAM = Shape(deltas=100, delay_ms=20, ttft_ms=100)
 CROWD = Shape(deltas=400, delay_ms=50, ttft_ms=100)
 SHORT = Shape(deltas=10, delay_ms=0, ttft_ms=0)
+OPEN = Shape(deltas=50, delay_ms=250, ttft_ms=100)
 
 _MEMORY_EVERY = 3.0
 _IDLE_SECONDS = 1.5
+_OPEN_RAMP = 5.0
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,9 +32,15 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     short_turns: int = 100
     crowd: int = 400
     crowd_ramp: float = 5.0
+    wakes: int = 9
+    readers: int = 8
+    reader_turns: int = 3
+    open: tuple[int, int] = (400, 800)
 
 
-QUICK = Size(stream_turns=1, short_turns=20, crowd_ramp=2.0)
+QUICK = Size(
+    stream_turns=1, short_turns=20, crowd_ramp=2.0, wakes=2, readers=4, reader_turns=1, open=(50, 150)
+)
 
 
 class Shares(NamedTuple):
@@ -93,6 +101,10 @@ class Bench:
         stagger = self._size.crowd_ramp / count
         return self._load(target.port, process, _queues(requests, count), stagger)
 
+    def open_streams(self, target: Target, process: Process, count: int) -> Load:
+        """So many streams side by side, so slow that none waits: what they hold, not what they cost."""
+        return self._load(target.port, process, _queues(target.turns(OPEN, count), count), _OPEN_RAMP / count)
+
     def warm_up(self, target: Target) -> None:
         """Run a few turns side by side that nobody counts: imports, connections, caches."""
         uvloop.run(drive(target.port, _queues(target.turns(SHORT, 20), 5), 0))
@@ -103,11 +115,11 @@ class Bench:
         time.sleep(_IDLE_SECONDS)
         return memory(process.pid).pss
 
-    def model_first_ms(self) -> float:
+    def model_first_ms(self, shape: Shape = STREAM, clients: int | None = None) -> float:
         """Return the median time to the first delta when the model is asked without a server in between."""
-        clients = self._size.clients
-        queues = _queues(model_turns(STREAM, clients * 2), clients)
-        seen = uvloop.run(drive(self._emulator.port, queues, STREAM.seconds() / clients))
+        clients = clients or self._size.clients
+        queues = _queues(model_turns(shape, max(10, clients * 2)), clients)
+        seen = uvloop.run(drive(self._emulator.port, queues, shape.seconds() / clients))
         return at(0.5, sorted(each.first / 1e6 for each in seen))
 
     def _load(self, port: int, process: Process, queues: list[list[Request]], stagger: float) -> Load:

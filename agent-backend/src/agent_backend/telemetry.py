@@ -282,6 +282,12 @@ def note_boot_phase(phase: str) -> None:
     metrics.boot_seconds[phase] = time.monotonic() - _process_start()
 
 
+def note_first(phase: str) -> None:
+    """Record what the first turn after the boot has reached; later turns change nothing."""
+    if phase not in metrics.boot_seconds:
+        note_boot_phase(phase)
+
+
 def _process_start() -> float:
     """Return when the process was started, on the monotonic clock; without /proc: when we were imported."""
     try:

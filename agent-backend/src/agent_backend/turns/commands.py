@@ -14,6 +14,7 @@ from agent_backend.db import tool_calls
 from agent_backend.db.pool import Database
 from agent_backend.errors import Conflict, NotFound, TooManyRequests
 from agent_backend.sessions import CallStatus, OnBusy
+from agent_backend.telemetry import note_first
 from agent_backend.turns.fanout import Hub
 from agent_backend.turns.notifier import Notifier
 from agent_backend.turns.runner import Runner
@@ -111,6 +112,7 @@ class Commands:
             )
             if accepted.claim is not None:
                 self._runner.begin(accepted.claim)
+                note_first("first_turn")
         _raise_for(accepted.status)
         if accepted.claim is None and accepted.status == "created":
             await self._tell_owner(session_id, accepted.owner)

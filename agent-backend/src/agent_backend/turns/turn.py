@@ -26,7 +26,7 @@ from agent_backend.db.tool_calls import ParkedCall, ToolCallRow
 from agent_backend.engines.base import Engine, StepDone, StepRequest
 from agent_backend.errors import EngineError, LeaseLost
 from agent_backend.sessions import FinalState
-from agent_backend.telemetry import Log, metrics
+from agent_backend.telemetry import Log, metrics, note_first
 from agent_backend.tools.base import ToolResult
 from agent_backend.transcript import StoredMessage, to_agui
 from agent_backend.turns import history, parking
@@ -201,6 +201,7 @@ class TurnRun:
                     events = writer.feed(batch)
                     if events:
                         live.publish_unsettled(events)
+                        note_first("first_token")
         except asyncio.CancelledError:
             if live.was_interrupted(self._turn_id):
                 raise Interrupted from None
