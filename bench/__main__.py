@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts: set[Part] = {figure.part for figure in FIGURES if figure.key in wanted}
     with ExitStack() as stack:
         run = Run(stack, QUICK if arguments.quick else Size())
-        if parts & {"boot", "wake"}:  # the goals of a wake are told by the boots of the same run
+        if "boot" in parts:
             run.boots(3 if arguments.quick else _BOOTS)
         for number in range(arguments.rounds or (1 if arguments.quick else 3)):
             run.round(number + 1, parts - _ONCE)
@@ -106,12 +106,16 @@ class Run:
     def boots(self, count: int) -> None:
         """Boot both in turn; the first time of each only fills the file cache."""
         _say(f"boot, {count} times")
-        for number in range(count + 1):
-            for target in self._targets:
-                process, milliseconds = target.start()
-                process.stop()
-                if number:
-                    self.samples.add("boot_ready_ms", target.name, milliseconds)
+        for target in self._targets:
+            target.start()[0].stop()
+        for _ in range(count):
+            self._boot()
+
+    def _boot(self) -> None:
+        for target in self._targets:
+            process, milliseconds = target.start()
+            process.stop()
+            self.samples.add("boot_ready_ms", target.name, milliseconds)
 
     def round(self, number: int, parts: set[Part]) -> None:
         """Measure both sides once, each in a fresh process."""
@@ -196,7 +200,7 @@ class Run:
                 [Sleeper(self._ours, cloud("fly-exit", self._ours, "exit", metrics), metrics), floor],
                 [Sleeper(self._ours, cloud("fly-suspend", self._ours, "suspend")), floor],
             )
-            wakes.run(self._size.wakes, self.samples)
+            wakes.run(self._size.wakes, self.samples, self._boot)
         model = self._bench.model_first_ms(FIRST, 1)
         self.notes.append(
             f"the model's own first token: {model:.1f} ms, which the wakes to a first token contain"

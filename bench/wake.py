@@ -10,6 +10,7 @@ import http.client
 import re
 import socket
 import time
+from collections.abc import Callable
 from statistics import median
 from typing import NamedTuple
 
@@ -75,11 +76,16 @@ class Wakes:
         self._suspended = suspended
         self._phases: dict[str, list[float]] = {}
 
-    def run(self, count: int, samples: Samples) -> None:
-        """Wake each side so often in each way, in turn; the first time of each only fills caches."""
+    def run(self, count: int, samples: Samples, boot: Callable[[], None]) -> None:
+        """Wake each side so often in each way, in turn; the first time of each only fills caches.
+
+        `boot` boots each side once: what a wake is held against is measured beside it, under the same load.
+        """
         first = [each.turns(count + 1) for each in self._stopped]
         again = [each.turns(count + 1) for each in self._suspended]
         for number in range(count + 1):
+            if number:
+                boot()
             for sleeper, turns in zip(self._stopped, first, strict=True):
                 ready = sleeper.ready_ms()
                 token = sleeper.first_token_ms(turns[number], "stopped")
