@@ -59,9 +59,15 @@ def _serve(_arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
     gc.disable()
     try:
         settings = _settings(env)
+        from agent_backend.listening import listen  # noqa: PLC0415 - see the module's docstring
+        from agent_backend.telemetry import note_boot_phase  # noqa: PLC0415 - see the module's docstring
+
+        # Before the rest is imported: the proxy's first try to connect succeeds, and waits for the answer.
+        listening = listen(settings.host, settings.port, "PORT")
+        note_boot_phase("listening")
         from agent_backend.server import run  # noqa: PLC0415 - see the module's docstring
 
-        return run(settings)
+        return run(settings, listening)
     finally:
         gc.enable()
 
