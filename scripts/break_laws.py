@@ -344,12 +344,14 @@ BREAKS = [
     Break(
         "a machine that leaves ends its runs before its group commit",
         TURNS + "machine.py",
-        "        owned = await self._runner.halt()\n",
-        "        for task in self._tasks:\n            task.cancel()\n"
-        "        await asyncio.gather(*self._tasks, return_exceptions=True)\n"
-        "        await asyncio.sleep(0.2)\n"
-        "        owned = await self._runner.halt()\n",
+        '        await self._end_work("recovery")\n',
+        "        await self._end_work(*self._work)\n        await asyncio.sleep(0.2)\n",
         LAWS + "test_a_machine_that_leaves_writes_nothing_twice",
+        (
+            TURNS + "committer.py",
+            "            for batch in batches:\n                self._on_refused(batch.session)\n            raise",
+            "            raise",
+        ),
     ),
     Break(
         "a settle that is not waited for fences its session",

@@ -14,9 +14,9 @@ import pytest
 from agent_backend import app as app_module
 from agent_backend.app import create_app
 from agent_backend.errors import DeploymentMismatch, MigrationError, OperatorError
+from agent_backend.listening import listen
 from agent_backend.server import Server, config
 from agent_backend.settings import Settings
-from agent_backend.web.ops import listen
 
 from .web.serving import settings_for
 

@@ -358,7 +358,7 @@ async def _read_until_cut(fleet: Fleet, machine: Machine, session: UUID) -> list
 
 async def _expire(machine: Machine) -> None:
     """Let a machine's heart stop, its lease run out, and everything else of it go on."""
-    for task in machine._tasks:
+    for task in machine._work.values():
         if task.get_name() == "recovery":
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -401,7 +401,7 @@ async def test_a_turn_keeps_to_its_agents_bounds(fleet: Fleet, bounds: dict[str,
     assert len(probe.calls) == bounds.get("max_steps", 1)
 
 
-_OVERLAPS = """
+OVERLAPS = """
     SELECT first FROM (
         SELECT first, coalesce(lag(last) OVER (PARTITION BY epoch ORDER BY last), 0) AS before
         FROM myhealth.segments WHERE session_id = $1 AND through IS NULL) s
@@ -430,7 +430,7 @@ async def test_a_machine_that_leaves_writes_nothing_twice(fleet: Fleet, database
         finally:
             way.open.set()
         await stopping
-        assert await other.fetch(_OVERLAPS, session) == []
+        assert await other.fetch(OVERLAPS, session) == []
 
 
 async def test_a_settle_whose_end_is_not_waited_for_is_not_written_beside(
@@ -456,7 +456,7 @@ async def test_a_settle_whose_end_is_not_waited_for_is_not_written_beside(
         finally:
             way.open.set()
         await stopping
-        assert await other.fetch(_OVERLAPS, session) == []
+        assert await other.fetch(OVERLAPS, session) == []
 
 
 async def _more(other: asyncpg.Connection, query: str, session: UUID, before: int | None) -> bool:

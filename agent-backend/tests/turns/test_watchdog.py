@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+from uuid import UUID
 
 import asyncpg
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_backend.db import sessions as store
+from agent_backend.turns.machine import Machine
 from agent_backend.turns.watchdog import Clocks
 
 from .conftest import Fleet, kind
-from .test_laws import superuser
+from .test_laws import OVERLAPS, held_up, superuser
 
 TOLERANCE = 2.0
 small = st.floats(-1.9, 1.9)
@@ -79,6 +82,21 @@ async def _listens(other: asyncpg.Connection) -> bool:
     )
 
 
+async def test_a_thaw_under_a_group_commit_writes_nothing_twice(
+    fleet: Fleet, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The pool is dropped while the statement waits in Postgres, which then carries it out."""
+    machine = await fleet.machine(commit=0.005)
+    session = await fleet.session(machine)
+    turn = await fleet.send(machine, session, "[[emulator: tokens=60 delay_ms=5]]")
+    async with held_up(database_url, session):
+        machine.database.renew()
+    await ended(fleet, machine, session, turn)
+    async with superuser(database_url) as other:
+        assert await other.fetch(OVERLAPS, session) == []
+    assert "background_work_broke" not in capsys.readouterr().err
+
+
 async def test_a_model_call_that_a_freeze_broke_begins_anew(fleet: Fleet) -> None:
     machine = await fleet.machine(lease=3.0)
     session = await fleet.session(machine)
@@ -86,15 +104,20 @@ async def test_a_model_call_that_a_freeze_broke_begins_anew(fleet: Fleet) -> Non
     turn = await fleet.send(
         machine, session, f"[[emulator: id={session} tokens=12 delay_ms=5 fault=reset;after=6 fault_times=1]]"
     )
-    ends = ("completed", "failed")
-    async with asyncio.timeout(20):
-        while (row := await store.read_turn(machine.database, fleet.user, session, turn)) is None or (
-            row.state not in ends
-        ):
-            await asyncio.sleep(0.01)
+    row = await ended(fleet, machine, session, turn)
     kinds = [kind(placed) for placed in await fleet.events(machine, session)]
     assert row.state == "completed"
     assert (kinds.count("RUN_STARTED"), kinds.count("MESSAGES_SNAPSHOT"), kinds[-1]) == (1, 1, "RUN_FINISHED")
+
+
+async def ended(fleet: Fleet, machine: Machine, session: UUID, turn: UUID) -> store.TurnRow:
+    """Wait for a turn's end and return it."""
+    async with asyncio.timeout(20):
+        while True:
+            row = await store.read_turn(machine.database, fleet.user, session, turn)
+            if row is not None and row.state in ("completed", "failed"):
+                return row
+            await asyncio.sleep(0.01)
 
 
 async def test_without_a_freeze_a_broken_model_call_fails_the_turn(fleet: Fleet) -> None:

@@ -14,11 +14,11 @@ from starlette.routing import Router
 from agent_backend.auth import Authenticator
 from agent_backend.db.pool import Database
 from agent_backend.devtoken import issue
+from agent_backend.listening import listen
 from agent_backend.server import config
 from agent_backend.settings import Settings, read
 from agent_backend.turns.machine import Machine
 from agent_backend.web.operations import Operation, SocketOperation, routes, unknown_path
-from agent_backend.web.ops import listen
 from agent_backend.web.services import Services
 
 AGENT_FILE = """---

@@ -7,9 +7,9 @@ import aiohttp
 import pytest
 
 from agent_backend.errors import OperatorError
+from agent_backend.listening import listen
 from agent_backend.telemetry import metrics
 from agent_backend.web import ops
-from agent_backend.web.ops import listen
 
 
 def free_port() -> int:

@@ -29,6 +29,8 @@ CONNECTION_TROUBLE = (
     TimeoutError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    # The pool's, when a connection was dropped under a statement; it hides what became of the statement.
+    asyncpg.InternalClientError,
     # What Postgres answers while it goes, comes, or is full or read-only after a failover. The first two end
     # statements, whose outcome is then unknown; the others say nothing of what an earlier attempt has done.
     asyncpg.AdminShutdownError,
@@ -143,6 +145,11 @@ class Committer:
         began = time.perf_counter()
         try:
             await self._write(batches)
+        except BaseException:
+            # Written or not, nobody knows: with other bounds it must never be written again.
+            for batch in batches:
+                self._on_refused(batch.session)
+            raise
         finally:
             metrics.group_commit_seconds.observe(time.perf_counter() - began)
             self._in_flight = {}

@@ -100,7 +100,7 @@ class Machine:
             versions=self._versions,
             dead=lambda: self._recovery.dead,
         )
-        self._tasks: list[asyncio.Task[None]] = []
+        self._work: dict[str, asyncio.Task[None]] = {}
 
     @property
     def superseded(self) -> bool:
@@ -147,7 +147,7 @@ class Machine:
             "notifier": self._notifier.run,
             "compaction": self._compact_forever,
         }
-        self._tasks = [asyncio.create_task(_keep(name, run), name=name) for name, run in work.items()]
+        self._work = {name: asyncio.create_task(_keep(name, run), name=name) for name, run in work.items()}
 
     async def _compact_forever(self) -> None:
         """Let the logs of finished turns shrink; soon after the boot, since machines do not stay up."""
@@ -170,6 +170,12 @@ class Machine:
                 return
             await asyncio.wait(tasks, timeout=left)
 
+    async def _end_work(self, *names: str) -> None:
+        tasks = [self._work[name] for name in names if name in self._work]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     async def warm(self) -> None:
         """Prepare the engines: what the first turn would otherwise wait for."""
         for engine in self._engines.values():
@@ -181,13 +187,13 @@ class Machine:
         The runs end first: a settle must never be sent while a group commit was cut off with its outcome
         unknown, for it would write the same events once more.
         """
+        # Nor may the sweep take up again what the runs have let go of.
+        await self._end_work("recovery")
         owned = await self._runner.halt()
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_COMMIT_SECONDS):
                 await self._committer.drain()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._end_work(*self._work)
         await self._runner.give_back(owned)
         try:
             await leases.remove(self.database, self.incarnation, only_if_expired=False)
