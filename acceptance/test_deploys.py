@@ -55,7 +55,8 @@ async def test_twenty_deploys_under_fifty_phones_drop_no_turn(database: OwnPostg
                 await audit(connection, {turn for phone in phones for turn in phone.accepted})
             await asyncio.gather(*(phone.compare() for phone in phones))
             failed = await reader.fetch(
-                "SELECT error_code, attempts, count(*) FROM myhealth.turns WHERE state = 'failed' GROUP BY 1, 2"
+                "SELECT error_code, attempts, count(*) FROM myhealth.turns "
+                "WHERE state = 'failed' GROUP BY 1, 2"
             )
         finally:
             for phone in phones:

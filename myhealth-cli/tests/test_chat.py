@@ -143,7 +143,9 @@ async def cutting(stack: Dev, every: int) -> AsyncGenerator[str]:
     server = await asyncio.start_server(relay, "127.0.0.1", 0)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    await asyncio.gather(*relays)
+    for each in relays:
+        each.cancel()
+    await asyncio.gather(*relays, return_exceptions=True)
 
 
 @pytest.mark.parametrize("every", [1, 700, 1501])

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -248,4 +248,7 @@ def _log_of_proxy(message: str) -> None:
 
 
 def _write(line: str) -> None:
-    sys.stderr.write(line + "\n")
+    # Whoever read our log may be gone; the machines must be ended in order all the same.
+    with suppress(OSError):
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
