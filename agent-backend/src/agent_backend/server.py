@@ -26,8 +26,6 @@ from agent_backend.telemetry import Log
 from agent_backend.web.connections import HttpConnection, SocketConnection
 from agent_backend.web.services import Services
 
-_WARM_AFTER_SECONDS = 0.015
-"""The check that lets the edge hand over what woke us comes first. It most likely is a turn, so no longer."""
 _CLOSE_SECONDS = 5
 """What connections get to close after the drain."""
 _MAX_FRAME = 64 * 1024
@@ -73,7 +71,7 @@ class Server(uvicorn.Server):
         self._warming = asyncio.create_task(self._warm())
 
     async def _warm(self) -> None:
-        await asyncio.sleep(_WARM_AFTER_SECONDS)
+        # At once: what woke us most likely is a turn, and the imports it needs are the longest part of a wake.
         try:
             await warm(self.services)
         except Exception as error:  # noqa: BLE001 - the first turn will say it to whom it concerns

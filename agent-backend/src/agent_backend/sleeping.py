@@ -49,12 +49,20 @@ class Sleeper:
         pause = min(1.0, self._settings.idle_seconds / 4)
         while True:
             await asyncio.sleep(pause)
-            if not self._idle():
-                continue
-            if await self._work_left():
-                await asyncio.sleep(min(_AGAIN_SECONDS, self._settings.idle_seconds))
-            elif await self._doze() and await self._sleep():
-                return
+            try:
+                if self._idle() and await self._fall_asleep():
+                    return
+            except Exception as error:  # noqa: BLE001 - a fault in it must not keep the machine awake for ever
+                _log.error("sleep_broke", error=error)
+                self._services.dozing = False
+                await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def _fall_asleep(self) -> bool:
+        """Try; return whether this process ends."""
+        if await self._work_left():
+            await asyncio.sleep(min(_AGAIN_SECONDS, self._settings.idle_seconds))
+            return False
+        return await self._doze() and await self._sleep()
 
     def _idle(self) -> bool:
         """Whether nobody has needed us for long enough."""
