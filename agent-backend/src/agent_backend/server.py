@@ -71,7 +71,7 @@ class Server(uvicorn.Server):
         self._warming = asyncio.create_task(self._warm())
 
     async def _warm(self) -> None:
-        # At once: what woke us most likely is a turn, and the imports it needs are the longest part of a wake.
+        # At once: what woke us most likely is a turn, and its imports are the longest part of a wake.
         try:
             await warm(self.services)
         except Exception as error:  # noqa: BLE001 - the first turn will say it to whom it concerns
