@@ -14,11 +14,12 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from itertools import cycle
 from pathlib import Path
+from typing import NamedTuple
 
-from .cloud import FLAVOURS
+from .cloud import FLAVOURS, Flavour
 from .stack import emulator, own_postgres
 from .storm import Report, cloud_round
 
@@ -43,10 +44,12 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1, help="of the first round")
     parser.add_argument("--flavour", choices=list(FLAVOURS), help="all of them in turn, if not given")
+    parser.add_argument("--side-by-side", type=int, default=3, help="rounds at a time (default 3)")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _terminated)  # so that everything started is ended
     began = time.monotonic()
-    reports = asyncio.run(_rounds(options.faults, options.seed, options.flavour))
+    plan = _plan(options.faults, options.seed, options.flavour)
+    reports = asyncio.run(_rounds(plan, options.side_by_side))
     result = _result(reports)
     _print(reports, result, time.monotonic() - began)
     OUT.mkdir(exist_ok=True)
@@ -58,24 +61,51 @@ def _terminated(_signal: int, _frame: object) -> None:
     sys.exit(1)
 
 
-async def _rounds(faults: int, seed: int, flavour: str | None) -> list[Report]:
-    reports: list[Report] = []
+class Round(NamedTuple):
+    """A storm to come."""
+
+    seed: int
+    flavour: Flavour
+    faults: int
+
+
+def _plan(faults: int, seed: int, flavour: str | None) -> list[Round]:
     flavours = cycle([FLAVOURS[flavour]] if flavour else FLAVOURS.values())
-    with emulator() as model, own_postgres() as database, tempfile.TemporaryDirectory() as folder:
-        injected = 0
-        while injected < faults:
-            chosen = next(flavours)
-            count = min(ROUND, faults - injected)
-            place = Path(folder) / f"{seed}-{chosen.name}"
-            report = await cloud_round(database, model, place, chosen, seed=seed, faults=count, phones=PHONES)
-            reports.append(report)
-            injected += count
-            seed += 1
-            print(_line(report), flush=True)
-            if report.broken:
-                (OUT / place.name).mkdir(parents=True, exist_ok=True)
-                (place / "fly-emulator.log").rename(OUT / place.name / "fly-emulator.log")
-    return reports
+    counts = [min(ROUND, faults - done) for done in range(0, faults, ROUND)]
+    return [Round(n, next(flavours), count) for n, count in enumerate(counts, seed)]
+
+
+async def _rounds(plan: list[Round], workers: int) -> list[Report]:
+    """Run the rounds, some side by side: each worker has a Postgres and a model of its own."""
+    reports: list[Report] = []
+    waiting = deque(plan)
+
+    async def work() -> None:
+        with emulator() as model, own_postgres() as database, tempfile.TemporaryDirectory() as folder:
+            while waiting:
+                round_ = waiting.popleft()
+                place = Path(folder) / f"{round_.seed}-{round_.flavour.name}"
+                report = await cloud_round(
+                    database,
+                    model,
+                    place,
+                    round_.flavour,
+                    seed=round_.seed,
+                    faults=round_.faults,
+                    phones=PHONES,
+                )
+                reports.append(report)
+                print(_line(report), flush=True)
+                if report.broken:
+                    (OUT / place.name).mkdir(parents=True, exist_ok=True)
+                    (OUT / place.name / "fly-emulator.log").write_bytes(
+                        (place / "fly-emulator.log").read_bytes()
+                    )
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(workers, len(plan))):
+            group.create_task(work())
+    return sorted(reports)
 
 
 def _line(report: Report) -> str:

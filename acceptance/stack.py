@@ -53,15 +53,18 @@ class OwnPostgres:
             conf.writelines(f"{name} = {value}\n" for name, value in settings.items())
         self._server.start()
         self.url = self._server.get_uri()
+        self._changing = threading.Lock()
 
     def stop(self, mode: Literal["fast", "immediate"]) -> None:
         """Stop it: `fast` cuts all connections, `immediate` is a crash."""
         arguments = ("-w", "-m", mode, "-D", str(self._server.pgdata), "stop")
-        pgexec("pg_ctl", arguments, bin_path=self._server.bin_path, user=self._server.system_user)
+        with self._changing:
+            pgexec("pg_ctl", arguments, bin_path=self._server.bin_path, user=self._server.system_user)
 
     def start(self) -> None:
-        """Start it again under the same address."""
-        self._server.ensure_postgres_running()
+        """Start it again under the same address; one that runs stays."""
+        with self._changing:
+            self._server.ensure_postgres_running()
 
     def end(self) -> None:
         """Stop it for good."""

@@ -128,6 +128,8 @@ async def cloud_round(
             await phone.close()
         reader.terminate()
         await asyncio.to_thread(cloud.end)
+        # A round that broke may have ended in the midst of an outage.
+        await asyncio.to_thread(database.start)
     done = harm.done + _slept(cloud, flavour)
     turns = sum(len(phone.accepted) for phone in talkers)
     return Report(seed, flavour.name, done, turns, sum(phone.reconnects for phone in talkers), broken)

@@ -26,6 +26,7 @@ _RETRY_AFTER_SECONDS = 1
 _DATABASE_AWAY = (
     OSError,  # includes TimeoutError: no connection in time, or none at all
     asyncpg.PostgresConnectionError,
+    asyncpg.InternalClientError,  # what asyncpg says of a connection that was dropped under it
     asyncpg.OperatorInterventionError,  # shutting down, starting up, statement timeout
     asyncpg.InsufficientResourcesError,  # too many connections, disk full
     asyncpg.TransactionRollbackError,  # deadlock, serialisation
