@@ -27,7 +27,6 @@ from .stack import Site
 
 APP = "myhealth-agents"
 START_SECONDS = 30
-_TOKEN = {"Authorization": "Bearer local"}
 
 _FLY_TOML = """\
 app = "{app}"
@@ -167,6 +166,7 @@ class Cloud:
         assert line, "\n".join(self.log)
         said = json.loads(line)
         self.url, self.api = said["url"], said["api"]
+        self._bearer = {"Authorization": f"Bearer {said['token']}"}
 
     def _read(self, stream: IO[str]) -> None:
         for line in stream:
@@ -209,7 +209,7 @@ class Cloud:
         """Ask the Machines API about this app's machines."""
         url = f"{self.api}/v1/apps/{APP}/machines{path}"
         async with (
-            aiohttp.ClientSession(headers=_TOKEN) as http,
+            aiohttp.ClientSession(headers=self._bearer) as http,
             http.request(method, url, json=body or None) as response,
         ):
             return response.status, await response.json(content_type=None)
@@ -248,7 +248,7 @@ class Cloud:
         body = {"probability": probability, "max_bytes": most_bytes, "seed": seed}
         url = f"{self.api}/_emulator/cut"
         async with (
-            aiohttp.ClientSession(headers=_TOKEN) as http,
+            aiohttp.ClientSession(headers=self._bearer) as http,
             http.post(url, json=body) as response,
         ):
             assert response.status == 204, await response.text()

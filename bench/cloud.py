@@ -72,6 +72,7 @@ class _Told(msgspec.Struct):
 
     url: str
     api: str
+    token: str
     machines: list[str]
 
 
@@ -110,6 +111,7 @@ class Cloud:
         self.url = told.url
         self.port = int(told.url.rpartition(":")[2])
         self._api = told.api.removeprefix("http://")
+        self._bearer = {"Authorization": f"Bearer {told.token}"}
         self.machine = told.machines[0]
 
     def stop(self) -> None:
@@ -143,7 +145,7 @@ class Cloud:
         connection = http.client.HTTPConnection(self._api, timeout=_PATIENCE_SECONDS + 5)
         try:
             target = f"/v1/apps/{APP}/machines/{self.machine}{path}"
-            connection.request(method, target, headers={"Authorization": "Bearer local"})
+            connection.request(method, target, headers=self._bearer)
             response = connection.getresponse()
             body = response.read()
         finally:

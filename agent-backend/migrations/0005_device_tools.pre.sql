@@ -139,7 +139,7 @@ BEGIN
         status := 'not_found';
     ELSIF v_call.kind <> 'device' THEN
         status := 'not_claimable';
-    ELSIF v_call.device = p_device THEN
+    ELSIF v_call.state = 'claimed' AND v_call.device = p_device THEN
         status := 'claimed';
     ELSIF v_call.state = 'pending' THEN
         UPDATE tool_calls c SET state = 'claimed', device = p_device

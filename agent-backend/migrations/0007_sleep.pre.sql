@@ -7,7 +7,10 @@ CREATE FUNCTION myhealth.work_left(p_me uuid) RETURNS boolean
     AS $$
     SELECT EXISTS (
         SELECT FROM turns t JOIN sessions s ON s.id = t.session_id
-        WHERE (t.state IN ('queued', 'running')
+        WHERE (t.state = 'running'
+               OR (t.state = 'queued' AND NOT EXISTS (
+                    SELECT FROM turns w WHERE w.session_id = t.session_id
+                    AND w.state IN ('waiting_device', 'waiting_approval')))
                OR (t.state IN ('waiting_device', 'waiting_approval') AND t.deadline <= clock_timestamp()))
           AND NOT EXISTS (SELECT FROM machines m WHERE m.incarnation = s.owner AND m.incarnation <> p_me
                           AND m.alive_until >= clock_timestamp()))

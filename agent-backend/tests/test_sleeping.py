@@ -226,7 +226,7 @@ async def test_a_request_at_the_moment_of_falling_asleep_is_served_or_refused_wh
 
 
 @asynccontextmanager
-async def machines_api(server: Process, *, grant: bool) -> AsyncGenerator[list[str]]:
+async def machines_api(server: Process, *, grant: bool, at_once: bool = False) -> AsyncGenerator[list[str]]:
     """Answer on the machine's socket as Fly's API would; a granted suspend freezes the process."""
     asked: list[str] = []
 
@@ -234,7 +234,10 @@ async def machines_api(server: Process, *, grant: bool) -> AsyncGenerator[list[s
         asked.append(request.path)
         if not grant:
             return web.json_response({"error": "suspend is not possible"}, status=412)
-        asyncio.get_running_loop().call_later(0.05, server.process.send_signal, signal.SIGSTOP)
+        if at_once:
+            server.process.send_signal(signal.SIGSTOP)
+        else:
+            asyncio.get_running_loop().call_later(0.05, server.process.send_signal, signal.SIGSTOP)
         return web.json_response({"ok": True})
 
     app = web.Application()
@@ -271,6 +274,41 @@ async def test_a_suspended_server_wakes_with_living_connections(server: Process,
         await _frozen(server.process.pid)
         server.process.send_signal(signal.SIGCONT)
     assert not [line for line in server.log if line["level"] == "error"]
+
+
+async def test_a_server_that_is_frozen_before_it_has_read_the_answer_wakes_as_well(server: Process) -> None:
+    server._env.update(SLEEP="suspend", IDLE_SECONDS="3")
+    await server.start()
+    async with machines_api(server, grant=True, at_once=True), aiohttp.ClientSession(server.url) as http:
+        await server.told("falling_asleep")
+        await _frozen(server.process.pid)
+        await asyncio.sleep(1)  # how long it is frozen, which it is to notice
+        server.process.send_signal(signal.SIGCONT)
+        await server.told("awake")
+        async with http.get("/readyz") as response:
+            assert response.status == 200
+
+
+async def test_a_turn_sent_between_the_grant_and_the_freeze_is_not_left_half_done(
+    server: Process, database_url: str
+) -> None:
+    server._env["SLEEP"] = "suspend"
+    await server.start()
+    async with server.client() as http:
+        # Its token is known, so that only the suspend can hold it up.
+        async with http.get("/v1/agents") as response:
+            assert response.status == 200
+        async with machines_api(server, grant=True):
+            await server.told("falling_asleep")
+            asking = asyncio.create_task(_begin(http, "[[emulator: tokens=40 delay_ms=50]]"))
+            await _frozen(server.process.pid)
+            connection = await asyncpg.connect(database_url)
+            running = await connection.fetchval("SELECT count(*) FROM myhealth.turns WHERE state = 'running'")
+            await connection.close()
+            assert running == 0
+            server.process.send_signal(signal.SIGCONT)
+            async with asyncio.timeout(PATIENCE):
+                await asking
 
 
 async def test_a_machine_that_cannot_be_suspended_ends_instead(server: Process) -> None:

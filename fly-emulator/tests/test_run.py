@@ -13,6 +13,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
@@ -73,8 +74,12 @@ def ask(url: str, path: str = "/") -> str:
         return response.read().decode()
 
 
+def bearer(said: dict[str, Any]) -> dict[str, str]:
+    return {"Authorization": f"Bearer {said['token']}"}
+
+
 def machines(said: dict[str, Any]) -> list[dict[str, Any]]:
-    request = Request(f"{said['api']}/v1/apps/small/machines", headers={"Authorization": "Bearer x"})
+    request = Request(f"{said['api']}/v1/apps/small/machines", headers=bearer(said))
     with urlopen(request, timeout=20) as response:
         return json.loads(response.read())
 
@@ -162,3 +167,23 @@ async def test_machines_end_though_nobody_reads_the_log_any_more(toml: Path) -> 
         process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait, 20) == 0
     await eventually(lambda: not any(alive(pid) for pid in pids))
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "status"),
+    [
+        ("Authorization", "Bearer x", 401),
+        ("Host", "evil.example", 403),
+        ("Origin", "http://evil.example", 403),
+        ("Origin", "http://127.0.0.1", 403),
+    ],
+)
+def test_the_api_is_for_programs_that_know_the_token(
+    toml: Path, header: str, value: str, status: int
+) -> None:
+    with running(toml, "--asleep") as (_, said):
+        url = f"{said['api']}/v1/apps/small/machines"
+        with pytest.raises(HTTPError) as refused:
+            urlopen(Request(url, headers={**bearer(said), header: value}), timeout=20)
+    refused.value.close()
+    assert refused.value.code == status

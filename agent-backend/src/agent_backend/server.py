@@ -26,6 +26,7 @@ from agent_backend.telemetry import Log
 from agent_backend.web.connections import HttpConnection, SocketConnection
 from agent_backend.web.services import Services
 
+_LAST_LOOK_SECONDS = 0.03
 _CLOSE_SECONDS = 5
 """What connections get to close after the drain."""
 _MAX_FRAME = 64 * 1024
@@ -104,11 +105,19 @@ class Server(uvicorn.Server):
         self._asleep = self.should_exit = True
         return True
 
+    def _needed(self) -> bool:
+        """Whether anybody came after all."""
+        services = self.services
+        return bool(services.serving or services.machine.hub.live or self.server_state.tasks)
+
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Drain while still accepting, then close."""
         if self._sleeping is not None:
             self._sleeping.cancel()
-        if not self.force_exit and not self._asleep:
+        if self._asleep:
+            # What was accepted at the last moment shows itself now, and gets what turns get at SIGTERM.
+            await asyncio.sleep(_LAST_LOOK_SECONDS)
+        if not self.force_exit and not (self._asleep and not self._needed()):
             await drain(self.services)
         if self._warming is not None:
             self._warming.cancel()

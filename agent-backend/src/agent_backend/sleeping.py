@@ -31,6 +31,7 @@ _SUSPEND_SECONDS = 15.0
 _FROZEN_SECONDS = 10.0
 """A suspend that was granted takes no longer; then we were not suspended, or have been."""
 _LOOK_SECONDS = 0.05
+_UNUSED_SECONDS = 15.0
 _AGAIN_SECONDS = 5.0
 
 
@@ -71,7 +72,9 @@ class Sleeper:
         if services.serving or hub.live or hub.claiming:
             self._busy_until = now
         since = max(services.last_used, self._busy_until)
-        return now - since >= self._settings.idle_seconds
+        idle = self._settings.idle_seconds
+        # Woken for nothing, by a stranger or a check: it must not cost a whole idle time.
+        return now - since >= (idle if services.used else min(idle, _UNUSED_SECONDS))
 
     async def _work_left(self) -> bool:
         """Whether the database holds work for us; while it cannot be asked, nobody may sleep."""
@@ -85,6 +88,7 @@ class Sleeper:
         """Leave readiness and wait a moment; return whether nobody came."""
         services = self._services
         services.dozing = True
+        self._quiet()
         await asyncio.sleep(_DOZE_SECONDS)
         stays = services.dozing and self._idle() and not await self._work_left()
         services.dozing = services.dozing and stays
@@ -92,7 +96,10 @@ class Sleeper:
 
     async def _sleep(self) -> bool:
         """Go to sleep; return whether this process ends."""
-        if self._settings.sleep == "suspend" and await self._suspend():
+        # What was accepted while the database was asked is a connection of ours a turn of the loop later.
+        for _ in range(3):
+            await asyncio.sleep(0)
+        if self._settings.sleep == "suspend" and self._idle() and self._quiet() and await self._suspend():
             return False
         # Nothing is awaited from here on: no request can come between the last look and the end.
         if self._idle() and self._quiet() and self._leave():
@@ -107,31 +114,54 @@ class Sleeper:
         False: the machine cannot be suspended, so it may as well end.
         """
         services, machine = self._services, self._services.machine
+        over = services.suspending = asyncio.Event()
         machine.rest()
         _log.info("falling_asleep", how="suspend", idle_seconds=self._settings.idle_seconds)
         slept_at = time.time()
         try:
-            await _ask_for_suspend(
-                self._settings.fly_api_socket, self._settings.app_name, self._settings.machine_id
-            )
+            await self._be_suspended()
         except (OSError, ValueError) as error:
             _log.warning("suspend_failed", error=error)
             services.dozing = False
-            await machine.wake("suspend failed")
             return False
+        finally:
+            await machine.wake("suspend over")
+            services.suspending = None
+            over.set()
         metrics.suspends += 1
-        # The proxy looks at our readiness before it hands over the request that wakes us.
-        services.dozing = False
-        await self._stand_still()
-        await machine.wake("thaw")
         services.last_used = time.monotonic()
+        services.used = False
         _log.info("awake", slept_seconds=round(time.time() - slept_at, 1))
         return True
 
+    async def _be_suspended(self) -> None:
+        """Ask, and return once we have been frozen and thawed. Raises OSError, or ValueError if refused.
+
+        The freeze may come before the answer has been read: a thaw says as much as the answer.
+        """
+        asking = asyncio.create_task(
+            _ask_for_suspend(
+                self._settings.fly_api_socket, self._settings.app_name, self._settings.machine_id
+            )
+        )
+        standing = asyncio.create_task(self._stand_still())
+        try:
+            await asyncio.wait([asking, standing], return_when=asyncio.FIRST_COMPLETED)
+            if not standing.done():
+                asking.result()
+                # The proxy looks at our readiness before it hands over the request that wakes us.
+                self._services.dozing = False
+                await standing
+        finally:
+            asking.cancel()
+            standing.cancel()
+            await asyncio.gather(asking, standing, return_exceptions=True)
+        self._services.dozing = False
+
     async def _stand_still(self) -> None:
-        """Wait until we have been frozen and thawed, or a request has woken the machine before."""
+        """Wait until we have been frozen and thawed, or for so long that we will not be."""
         clocks, before = Clocks(10 * _LOOK_SECONDS), time.monotonic()
-        while self._services.machine.resting and time.monotonic() - before < _FROZEN_SECONDS:
+        while time.monotonic() - before < _FROZEN_SECONDS:
             await asyncio.sleep(_LOOK_SECONDS)
             if clocks.tick(time.monotonic(), time.time(), _LOOK_SECONDS):
                 return

@@ -179,9 +179,10 @@ async def test_an_effect_is_claimed_by_one_device(fleet: Fleet) -> None:
             await parked.answer("done", device=device)
     await parked.answer("done", device=holder)
     assert results(await parked.ended()) == ["done"]
-    await parked.claim(holder)
-    with pytest.raises(Conflict):
-        await parked.claim(other)
+    # It is over: a device that asks again must not act again.
+    for device in (holder, other):
+        with pytest.raises(Conflict):
+            await parked.claim(device)
 
 
 async def test_what_the_model_reads_of_each_status(fleet: Fleet) -> None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any
 
 import msgspec
@@ -26,7 +27,7 @@ from fly_emulator.edge.proxy import Edge
 from fly_emulator.errors import EmulatorError, StateError
 from fly_emulator.log import Log
 from fly_emulator.machine_config import MachineConfig
-from fly_emulator.machines.api import MachineSockets, create_api
+from fly_emulator.machines.api import ApiSettings, MachineSockets, create_api
 from fly_emulator.machines.environment import Image
 from fly_emulator.machines.fleet import Fleet, open_fleet
 from fly_emulator.machines.machine import Machine
@@ -35,7 +36,6 @@ from fly_emulator.timescale import TimeScale
 
 HOST = "127.0.0.1"
 DEFAULT_REGION = "fra"
-_TOKEN = "local"  # noqa: S105 - any token will do; this one is shown to who needs one
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +104,8 @@ async def _run(config: AppConfig, options: RunOptions, secrets: dict[str, str]) 
             log=_log_of_proxy,
             state_dir=options.state,
         )
-        api = await _serve_api(fleet, edge, options.api_port, stack)
+        token = token_urlsafe(16)
+        api = await _serve_api(fleet, edge, options.api_port, token, stack)
         _arrange(fleet, config, options)
         await edge.start()
         stack.push_async_callback(edge.stop)
@@ -116,7 +117,7 @@ async def _run(config: AppConfig, options: RunOptions, secrets: dict[str, str]) 
                 url=edge.http_url,
                 https_url=edge.https_url,
                 api=api,
-                token=_TOKEN,
+                token=token,
                 machines=[machine.id for machine in fleet.machines()],
             ),
         )
@@ -210,13 +211,14 @@ async def _unless(stopped: asyncio.Event, work: Coroutine[Any, Any, None]) -> No
             raise EmulatorError(error.problem) from error
 
 
-async def _serve_api(fleet: Fleet, edge: Edge, port: int, stack: AsyncExitStack) -> str:
+async def _serve_api(fleet: Fleet, edge: Edge, port: int, token: str, stack: AsyncExitStack) -> str:
     """Serve the Machines API for all on a port and for each machine on a socket of its own."""
     fleets = {fleet.app: fleet}
     sockets = MachineSockets(fleet, create_api(fleets, trusted=True))
     await sockets.start()
     stack.push_async_callback(sockets.close)
-    api = create_api(fleets)
+    # It can run commands: not for whoever else has an account on this machine.
+    api = create_api(fleets, ApiSettings(token=token))
     api.add_routes(control_routes(edge))
     runner = web.AppRunner(api, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
@@ -238,7 +240,8 @@ def _tell(config: AppConfig, options: RunOptions, addresses: Addresses) -> None:
         sys.stdout.write(
             f"{config.app} at {addresses.url}"
             + (f" and {addresses.https_url}" if addresses.https_url else "")
-            + f"\nMachines API at {addresses.api} (any token), {len(addresses.machines)} machines\n"
+            + f"\nMachines API at {addresses.api}, token {addresses.token}, "
+            f"{len(addresses.machines)} machines\n"
         )
     sys.stdout.flush()
 

@@ -125,6 +125,7 @@ class Recovery:
         """Trust no connection after a freeze, ask at once whether the lease is still ours, look for work."""
         _log.warning("thawed", seconds=round(seconds, 1), sessions=len(self._hub.live))
         metrics.thaws += 1
+        self._clocks.forget()
         self._runner.thawed()
         self._database.renew()
         self.reconnect()
@@ -151,6 +152,7 @@ class Recovery:
     def wake(self) -> None:
         """End what `rest` began."""
         self._awake.set()
+        self._clocks.forget()
         # The pool may have reconnected before the machine stood still.
         self._database.renew()
         self.reconnect()

@@ -23,6 +23,10 @@ class Clocks:
         self._last: tuple[float, float] | None = None
         self._database: float | None = None
 
+    def forget(self) -> None:
+        """Begin anew: the difference up to now is known, and must not be told again."""
+        self._last = self._database = None
+
     def tick(self, monotonic: float, wall: float, expected: float) -> float:
         """Return how many seconds we seem to have stood still since the last tick; 0 if we did not.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,10 @@ class Services:
     """Requests and streams of users being served. Health checks and strangers keep nobody awake."""
     last_used: float = field(default_factory=time.monotonic)
     """When a user's request last began or ended, on the monotonic clock."""
+    used: bool = False
+    """Whether a user has been served since the boot or the last wake."""
+    suspending: asyncio.Event | None = None
+    """Set when a suspend that was asked for is over: what comes meanwhile would be frozen half done."""
     draining: bool = False
     """Readiness is off: finish what runs, take what still comes, end soon."""
     dozing: bool = False
@@ -37,8 +42,11 @@ class Services:
     async def begin(self) -> None:
         """Note that a user is being served: the server stays awake, or wakes up."""
         self.serving += 1
+        self.used = True
         self.last_used = time.monotonic()
         self.dozing = False
+        if self.suspending is not None:
+            await self.suspending.wait()
         if self.machine.resting:
             await self.machine.wake("request")
 

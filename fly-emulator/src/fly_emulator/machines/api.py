@@ -48,7 +48,7 @@ def create_api(
     `trusted` asks for no token: a machine's own socket.
     """
     chosen = settings or ApiSettings()
-    app = web.Application(middlewares=[_errors, _authenticate, _limit])
+    app = web.Application(middlewares=[_errors, _only_from_here, _authenticate, _limit])
     app[API] = Api(fleets=fleets, make=make, trusted=trusted, token=chosen.token)
     app[API].limits = RateLimits() if chosen.rate_limits else None
     app.add_routes(
@@ -82,6 +82,18 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 def _refuse(status: int, problem: str) -> web.Response:
     code, found, _ = problem.partition(": ")
     return reply({"error": problem, "status": code if found and " " not in code else "unknown"}, status)
+
+
+_HERE: Final = frozenset({"127.0.0.1", "localhost", "::1", "flaps"})
+
+
+@web.middleware
+async def _only_from_here(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse what a web page could send: another host's name (DNS rebinding), or any origin."""
+    host = request.url.host if not request.app[API].trusted else "localhost"
+    if host not in _HERE or "Origin" in request.headers:
+        raise StateError("forbidden: the emulator answers to programs on this machine only", status=403)
+    return await handler(request)
 
 
 @web.middleware
