@@ -100,7 +100,8 @@ class Dev:
         """Return the view of the backend's machine, not yet looking."""
         url = next(line for line in self.said if "machine: " in line).split("machine: ")[1].strip()
         api, _, rest = url.partition("/v1/apps/")
-        return Machine(Address(app=rest.partition("/")[0], api=api, token="any"))
+        token = (self._state / "fly" / "token").read_text(encoding="utf-8")
+        return Machine(Address(app=rest.partition("/")[0], api=api, token=token))
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit code."""
