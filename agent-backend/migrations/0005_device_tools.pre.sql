@@ -413,7 +413,9 @@ BEGIN
 END
 $$;
 
--- As before; a turn that became due while somebody held its session for a moment is work like any other.
+-- As before; a turn that became due while somebody held its session for a moment is work like any other. A turn
+-- that is handed over in mid-turn by a server that leaves on purpose has brought nobody down: its attempt does not
+-- count. Deploys back to back would otherwise use up a long turn's attempts.
 CREATE OR REPLACE FUNCTION myhealth.release_session(
     p_session uuid, p_me uuid, p_epoch bigint, p_next_n integer, p_force boolean)
     RETURNS myhealth.claim
@@ -435,6 +437,10 @@ BEGIN
         RETURN v_claim;
     END IF;
     UPDATE sessions SET owner = NULL WHERE id = p_session;
+    IF p_force THEN
+        UPDATE turns t SET attempts = greatest(t.attempts - 1, 1)
+            WHERE t.session_id = p_session AND t.state = 'running';
+    END IF;
     RETURN NULL;
 END
 $$;

@@ -18,34 +18,3 @@ CREATE FUNCTION myhealth.work_left(p_me uuid) RETURNS boolean
 
 REVOKE EXECUTE ON FUNCTION myhealth.work_left FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION myhealth.work_left TO agent_backend;
-
--- As before, but a turn that is handed over in mid-turn by a server that leaves on purpose has brought nobody
--- down: its attempt does not count. Deploys back to back would otherwise use up a long turn's attempts.
-CREATE OR REPLACE FUNCTION myhealth.release_session(
-    p_session uuid, p_me uuid, p_epoch bigint, p_next_n integer, p_force boolean)
-    RETURNS myhealth.claim
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = myhealth, pg_temp
-    AS $$
-DECLARE
-    v_session sessions;
-    v_claim claim;
-BEGIN
-    SELECT * INTO v_session FROM sessions s WHERE s.id = p_session FOR UPDATE;
-    IF NOT FOUND OR v_session.owner IS DISTINCT FROM p_me OR v_session.epoch <> p_epoch THEN
-        RETURN NULL;
-    END IF;
-    IF NOT p_force THEN
-        PERFORM unpark(p_session);
-    END IF;
-    v_claim := claim_of(v_session, p_next_n);
-    IF NOT p_force AND v_claim.turn_state IN ('queued', 'running') THEN
-        RETURN v_claim;
-    END IF;
-    UPDATE sessions SET owner = NULL WHERE id = p_session;
-    IF p_force THEN
-        UPDATE turns t SET attempts = greatest(t.attempts - 1, 1)
-            WHERE t.session_id = p_session AND t.state = 'running';
-    END IF;
-    RETURN NULL;
-END
-$$;

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 from uuid import UUID
@@ -62,8 +63,7 @@ class Settler:
 
         Raises LeaseLost when the session is no longer ours, or the database stayed away for too long.
         """
-        before = live.next_n
-        try:
+        with self._one_write(live):
             pending = await self._committer.take_over(live)
             numbered = live.number(events)
             step = store.Settlement(
@@ -80,6 +80,15 @@ class Settler:
                 usage=usage,
             )
             settled = await self._send(live, step, effect)
+        self._publish(live, len(pending), numbered)
+        return settled
+
+    @contextmanager
+    def _one_write(self, live: LiveSession) -> Generator[None]:
+        """Surround a session's write from taking over its pending events to the answer."""
+        before = live.next_n
+        try:
+            yield
         except asyncpg.PostgresError:
             # Refused for certain, so the numbers were not used and the next settle may have them.
             live.next_n = before
@@ -90,8 +99,6 @@ class Settler:
             raise
         finally:
             self._committer.settled(live)
-        self._publish(live, len(pending), numbered)
-        return settled
 
     async def park(
         self, live: LiveSession, turn_id: UUID, events: list[bytes], calls: list[ParkedCall], seconds: float
@@ -101,8 +108,7 @@ class Settler:
         Returns False, and has done nothing, when the turn was asked to stop. Raises LeaseLost as `settle`.
         """
         before = live.next_n
-        parked = False
-        try:
+        with self._one_write(live):
             pending = await self._committer.take_over(live)
             numbered = live.number(events)
             parking = tool_calls.Parking(
@@ -118,15 +124,6 @@ class Settler:
                 calls=calls,
             )
             parked = await self._repeated(live, partial(tool_calls.park, self._database, parking))
-        except asyncpg.PostgresError:
-            live.next_n = before
-            raise
-        except asyncio.CancelledError:
-            # Carried out or not, nobody here will know: what is pending must not be written beside it.
-            live.fence()
-            raise
-        finally:
-            self._committer.settled(live)
         if parked:
             self._publish(live, len(pending), numbered)
         else:
