@@ -227,11 +227,16 @@ class PendingToolCall(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
     expires_at: dt.datetime
 
 
-class ToolCallPending(_Event, tag="CUSTOM"):
-    """The turn waits for an answer; after it the turn goes on in the same run, with TOOL_CALL_RESULT."""
+class Custom(_Event, tag="CUSTOM"):
+    """What AG-UI has no event for.
 
-    name: Literal["tool_call_pending"]
-    value: PendingToolCall
+    `tool_call_pending`: the turn waits for an answer; after it the turn goes on in the same run, with
+    TOOL_CALL_RESULT. `notice`: the message that follows is a fixed text of ours, not the model's; the value
+    says why, such as `safety.cardiac` or `budget.user_day`.
+    """
+
+    name: Literal["tool_call_pending", "notice"]
+    value: PendingToolCall | str
 
 
 class MessagesSnapshot(_Event, tag="MESSAGES_SNAPSHOT"):
@@ -256,12 +261,16 @@ Event: TypeAlias = (
     | ToolCallArgs
     | ToolCallEnd
     | ToolCallResult
-    | ToolCallPending
+    | Custom
     | MessagesSnapshot
 )
 
 
-_pending_decoder = msgspec.json.Decoder(ToolCallPending)
+class _Pending(msgspec.Struct):
+    value: PendingToolCall
+
+
+_pending_decoder = msgspec.json.Decoder(_Pending)
 
 
 def delta_prefix(kind: Literal["text", "thinking", "tool_use"], entity_id: str) -> bytes:

@@ -38,9 +38,24 @@ def to_agui(stored: list[StoredMessage]) -> list[dict[str, Any]]:
                 out.extend(_tool_messages(message.id, blocks))
             case "assistant":
                 out.extend(_assistant_messages(message.id, blocks))
+                if notice := notice_of(message.id):
+                    out[-1]["name"] = notice
             case _:
                 pass
     return out
+
+
+def with_notice(message_id: str, notice: str) -> str:
+    """Return the id of a message that is a fixed text of ours; `notice` says why it was said.
+
+    The mark is in the id, because the content goes to the provider as it is.
+    """
+    return f"{message_id}~{notice}"
+
+
+def notice_of(message_id: str) -> str | None:
+    """Return why a fixed text was said; None for a message of the model's own."""
+    return message_id.partition("~")[2] or None
 
 
 def _plain_text(blocks: list[dict[str, Any]]) -> str:

@@ -76,7 +76,7 @@ def pending_events(calls: list[ParkedCall], expires_at: dt.datetime) -> list[byt
     """Return what readers are told when a turn is parked."""
     return [
         agui.encode(
-            agui.ToolCallPending(
+            agui.Custom(
                 name="tool_call_pending",
                 value=agui.PendingToolCall(
                     tool_call_id=call.id,

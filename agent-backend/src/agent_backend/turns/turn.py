@@ -28,13 +28,14 @@ from agent_backend.errors import EngineError, LeaseLost
 from agent_backend.sessions import FinalState
 from agent_backend.telemetry import Log, metrics, note_first
 from agent_backend.tools.base import ToolResult
-from agent_backend.transcript import StoredMessage, to_agui
+from agent_backend.transcript import StoredMessage, to_agui, with_notice
 from agent_backend.turns import history, parking
 from agent_backend.turns.fanout import Interrupted, LiveSession
 from agent_backend.turns.settling import Settler
 from agent_backend.turns.step import StepWriter
 from agent_backend.turns.toolbox import Toolbox
 from agent_backend.turns.versions import FrozenAgent
+from agent_backend.turns.words import FixedWords, said
 
 _log = Log("turns")
 
@@ -393,6 +394,24 @@ class TurnRun:
         )
         return _Ended(settled.next)
 
+    async def say(self, words: FixedWords, state: FinalState) -> _Ended:
+        """End the turn with a fixed text of ours in the model's place.
+
+        A turn that fails with it has the notice as its error code. Open calls get an error result first, so
+        that the history stays valid.
+        """
+        messages, events = self._cut_short(None, FAILED_RESULT)
+        own_id = self._next_message_id(with_context=True, after=len(messages))
+        message_id = with_notice(own_id, words.notice)
+        messages += self._messages_for(message_id, [{"type": "text", "text": words.text}])
+        events += said(message_id, words)
+        if state == "completed":
+            result = {"stopReason": "notice", "notice": words.notice}
+            events.append(self._finished(agui.SuccessOutcome(), result, self._agent.model))
+            return await self._end(events, state, messages)
+        events.append(self._error(words.notice, words.text))
+        return await self._end(events, state, messages, error_code=words.notice)
+
     # --- settling ---
 
     async def _settle(
@@ -429,8 +448,8 @@ class TurnRun:
     def _last_n(self) -> int:
         return self._stored[-1].n if self._stored else 0
 
-    def _next_message_id(self, *, with_context: bool) -> str:
-        offset = 2 if with_context and self._context is not None else 1
+    def _next_message_id(self, *, with_context: bool, after: int = 0) -> str:
+        offset = after + (2 if with_context and self._context is not None else 1)
         return f"m{self._live.epoch}-{self._last_n() + offset}"
 
     # --- events ---
