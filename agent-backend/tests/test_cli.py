@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import asyncpg
@@ -112,3 +114,25 @@ def test_migrate_refuses_another_deployments_database(
 def test_migrate_says_when_there_is_no_database(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["migrate"], {"DATABASE_URL": URL}) == 2
     assert "DATABASE_URL" in failed(capsys)[1]
+
+
+def test_the_healthcheck_tells_a_server_that_answers_from_one_that_does_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/livez" else 404)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        port = str(server.server_address[1])
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        assert main(["healthcheck"], {"PORT": port}) == 0
+        thread.join()
+    assert main(["healthcheck"], {"PORT": port}) == 1
+    assert "no answer on port" in capsys.readouterr().err
+    assert main(["healthcheck"], {"PORT": "x"}) == 2

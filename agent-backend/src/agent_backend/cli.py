@@ -1,4 +1,4 @@
-"""The command `agent-backend`: serve, migrate, check-config, token.
+"""The command `agent-backend`: serve, migrate, check-config, healthcheck, token.
 
 argparse and imports inside the commands, because `serve` is on the path of every wake.
 """
@@ -16,7 +16,10 @@ from agent_backend.errors import OperatorError
 if TYPE_CHECKING:
     from agent_backend.settings import Settings
 
+EXIT_FAILED = 1
 EXIT_OPERATOR = 2
+
+_HEALTH_SECONDS = 2.5
 
 
 def main(argv: Sequence[str] | None = None, env: Mapping[str, str] = os.environ) -> int:
@@ -39,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     migrate.set_defaults(run=_migrate)
     check = commands.add_parser("check-config", help="check the environment variables and name every problem")
     check.set_defaults(run=_check_config)
+    health = commands.add_parser("healthcheck", help="ask the server on this machine whether it lives")
+    health.set_defaults(run=_healthcheck)
     token = commands.add_parser("token", help="print a token for a made-up user (development only)")
     token.add_argument("--user", required=True, help="any name; the same name is the same user")
     token.add_argument("--ttl", default="12h", help="how long it is valid: 30s, 15m, 12h, 7d (default 12h)")
@@ -112,6 +117,30 @@ def _check_config(_arguments: argparse.Namespace, env: Mapping[str, str]) -> int
     for name, value in values.items():
         print(f"{name:<22}{'-' if value is None else value}")  # noqa: T201 - secrets show as Secret(***)
     return 0
+
+
+def _healthcheck(_arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
+    """Ask /livez, for hosts that look at an image's HEALTHCHECK; 1 when nothing answers.
+
+    Not /readyz: such hosts restart what fails it, and one that waits for its database is not helped by that.
+    """
+    from http.client import HTTPConnection, HTTPException  # noqa: PLC0415 - see the module's docstring
+
+    port = env.get("PORT", "").strip() or "3001"
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise OperatorError(f"PORT is {port[:20]!r}, which is not a port", hint="set PORT as for `serve`")
+    # The server listens on :: or on 127.0.0.1, and :: takes IPv4 as well.
+    connection = HTTPConnection("127.0.0.1", int(port), timeout=_HEALTH_SECONDS)
+    try:
+        connection.request("GET", "/livez")
+        status = connection.getresponse().status
+    except (OSError, HTTPException) as error:
+        sys.stderr.write(f"agent-backend: no answer on port {port} ({type(error).__name__})\n")
+        return EXIT_FAILED
+    finally:
+        connection.close()
+    print(f"/livez answers {status}")  # noqa: T201
+    return 0 if status == 200 else EXIT_FAILED
 
 
 def _token(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
