@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 from fly_emulator.config.fly_toml import load
 from fly_emulator.machine_config import Check, Concurrency, Guest, Metrics, Restart, duration_seconds
 
 FLY_TOML = Path(__file__).parents[2] / "agent-backend" / "fly.toml"
+STAGING = FLY_TOML.with_name("fly.staging.toml")
 
 
 def test_production_loads_without_a_warning() -> None:
@@ -45,3 +47,15 @@ def test_what_the_server_is_told_agrees_with_what_fly_does() -> None:
     assert env["METRICS_PORT"] == str(machine.metrics.port)
     # The server sleeps by itself: the proxy must not, and a sleep must not be taken for a crash.
     assert (env["SLEEP"], service.autostop, machine.restart.policy) == ("exit", "off", "on-failure")
+
+
+def test_staging_is_production_but_for_its_name_and_how_soon_it_sleeps() -> None:
+    staging = tomllib.loads(STAGING.read_text(encoding="utf-8"))
+    production = tomllib.loads(FLY_TOML.read_text(encoding="utf-8"))
+
+    assert (staging.pop("app"), production.pop("app")) == ("myhealth-agents-staging", "myhealth-agents")
+    environments = [each["env"].pop("ENVIRONMENT") for each in (staging, production)]
+    assert environments == ["staging", "production"]
+    assert float(staging["env"].pop("IDLE_SECONDS")) < float(production["env"].pop("IDLE_SECONDS"))
+    assert staging == production
+    assert load(STAGING).warnings == ()
