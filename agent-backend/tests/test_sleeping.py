@@ -19,8 +19,12 @@ import psutil
 import pytest
 from aiohttp import web
 
+from agent_backend import consents
+from agent_backend.db.pool import Database
+from agent_backend.devtoken import user_id
 from agent_backend.settings import Settings
 
+from .consenting import give_consents
 from .emulator import emulator
 from .web.serving import headers_for, settings_for
 
@@ -94,8 +98,9 @@ class Process:
 
 @pytest.fixture
 async def server(
-    tmp_path: Path, database_url: str, model: str, unused_tcp_port: int
+    tmp_path: Path, database_url: str, database: Database, model: str, unused_tcp_port: int
 ) -> AsyncGenerator[Process]:
+    await give_consents(database, user_id("alice"), consents.load())
     settings = settings_for(tmp_path, database_url)
     env = {
         "DATABASE_URL": database_url,

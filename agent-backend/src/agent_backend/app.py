@@ -13,6 +13,7 @@ from starlette.routing import Router
 
 from agent_backend.agents import load_agents
 from agent_backend.auth import Authenticator
+from agent_backend.consents import load as load_consents
 from agent_backend.db.jwks import StoredKeys
 from agent_backend.db.migrate import verify
 from agent_backend.db.pool import Database
@@ -27,6 +28,7 @@ from agent_backend.turns.machine import Machine
 from agent_backend.web import (
     agents,
     agui,
+    consents,
     health,
     me,
     ops,
@@ -49,6 +51,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *agents.OPERATIONS,
     *samples.OPERATIONS,
     *me.OPERATIONS,
+    *consents.OPERATIONS,
     *health.OPERATIONS,
 )
 SOCKETS: tuple[SocketOperation, ...] = websocket.SOCKETS
@@ -107,6 +110,7 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Services:
     await asyncio.sleep(0)  # the connection is being made while the files are read
     engines = _engines(settings)
     loaded = load_agents(settings.agents_dir, TOOLS, engines, models())
+    catalogue = load_consents()
     await connecting
     async with database.pool.acquire() as connection:
         await verify(connection, settings.environment, settings.app_name)
@@ -125,6 +129,7 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Services:
         agents=loaded,
         tools=TOOLS,
         engines=engines,
+        consents=catalogue,
     )
     stack.push_async_callback(machine.stop)
     await machine.start()
@@ -140,6 +145,7 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Services:
             last_known=StoredKeys(database, settings.jwks_url),
         ),
         agents=loaded,
+        consents=catalogue,
     )
 
 

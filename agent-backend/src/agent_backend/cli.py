@@ -116,7 +116,20 @@ def _check_config(_arguments: argparse.Namespace, env: Mapping[str, str]) -> int
     values = {name: getattr(settings, name.lower()) for name in VARIABLES}
     for name, value in values.items():
         print(f"{name:<22}{'-' if value is None else value}")  # noqa: T201 - secrets show as Secret(***)
-    return 0
+    return EXIT_OPERATOR if settings.environment == "production" and _drafts() else 0
+
+
+def _drafts() -> bool:
+    """Name every text for users that nobody has signed for, and say whether there is one."""
+    from agent_backend import consents  # noqa: PLC0415 - see the module's docstring
+
+    unreviewed = consents.load().unreviewed()
+    for name in unreviewed:
+        sys.stderr.write(
+            f"agent-backend: {name} is a draft, which production may not show\n"
+            f"  hint: have it reviewed, and name who has done so in its reviewed_by\n"
+        )
+    return bool(unreviewed)
 
 
 def _healthcheck(_arguments: argparse.Namespace, env: Mapping[str, str]) -> int:

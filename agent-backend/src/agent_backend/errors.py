@@ -16,6 +16,13 @@ class FieldError(NamedTuple):
     reason: str
 
 
+class MissingConsent(NamedTuple):
+    """A purpose that the user has to consent to, and the version of its text that is asked for now."""
+
+    purpose: str
+    version: str
+
+
 class AgentBackendError(Exception):
     """Root of all errors this package raises on purpose."""
 
@@ -61,6 +68,17 @@ class Forbidden(RequestError):
 
     status = 403
     code = "forbidden"
+
+
+class ConsentRequired(RequestError):
+    """The user has not consented to what this needs, or not any more; `missing` says to what."""
+
+    status = 403
+    code = "consent_required"
+
+    def __init__(self, detail: str, *, missing: tuple[MissingConsent, ...]) -> None:
+        super().__init__(detail)
+        self.missing = missing
 
 
 class NotFound(RequestError):

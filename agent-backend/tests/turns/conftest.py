@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from agent_backend import consents
 from agent_backend.agents import Agent, Budget
 from agent_backend.db.pool import Database
 from agent_backend.engines.messages import MessagesEngine
@@ -18,6 +19,7 @@ from agent_backend.turns.machine import Machine
 from agent_backend.turns.versions import DeviceTool
 from agent_backend.web.stream import Follower, Placed
 
+from ..consenting import give_consents
 from ..emulator import emulator
 
 
@@ -35,6 +37,8 @@ class Fleet:
         self._emulator_url = emulator_url
         self._stack = stack
         self.user = uuid4()
+        self.catalogue = consents.load()
+        self._asked = False
 
     async def machine(
         self,
@@ -55,6 +59,9 @@ class Fleet:
         )
         await database.open()
         self._stack.push_async_callback(database.close)
+        if not self._asked:
+            self._asked = True
+            await give_consents(database, self.user, self.catalogue)
         agent = Agent(
             name="coach",
             description="for tests",
@@ -79,6 +86,7 @@ class Fleet:
             agents={"coach": agent},
             tools=tools or {},
             engines={"messages": engine},
+            consents=self.catalogue,
             call_seconds=call_seconds,
         )
         await made.start()

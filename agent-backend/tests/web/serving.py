@@ -11,6 +11,7 @@ from pathlib import Path
 import uvicorn
 from starlette.routing import Router
 
+from agent_backend import consents
 from agent_backend.auth import Authenticator
 from agent_backend.db.pool import Database
 from agent_backend.devtoken import issue
@@ -61,6 +62,7 @@ def app_of(
 ) -> Router:
     """Return an app of these operations alone; its database is never opened, its machine never started."""
     database = Database(settings.database_url.reveal(), min_size=1, max_size=1, lock_timeout_ms=1000)
+    catalogue = consents.load()
     services = Services(
         settings=settings,
         database=database,
@@ -72,11 +74,13 @@ def app_of(
             agents={},
             tools={},
             engines={},
+            consents=catalogue,
         ),
         authenticator=Authenticator(
             jwks_url=settings.jwks_url, issuer=settings.auth_issuer, audience=settings.auth_audience
         ),
         agents={},
+        consents=catalogue,
     )
     return Router(
         routes(operations, sockets),

@@ -13,6 +13,7 @@ from agent_backend.app import create_app
 from agent_backend.settings import Settings
 from agent_backend.web.samples import MAX_BODY_BYTES
 
+from ..consenting import agree
 from ..health_data import PHONE, WATCH, quantity, sleep
 from .serving import headers_for, serving, settings_for
 
@@ -30,6 +31,7 @@ async def http(settings: Settings) -> AsyncGenerator[aiohttp.ClientSession]:
         serving(create_app(settings), settings) as url,
         aiohttp.ClientSession(url, headers=headers_for(settings)) as session,
     ):
+        await agree(session)
         yield session
 
 
@@ -93,6 +95,7 @@ async def test_another_user_sees_nothing_and_harms_nothing(
     http: aiohttp.ClientSession, settings: Settings
 ) -> None:
     ben = {"headers": headers_for(settings, "ben")}
+    await agree(http, **ben["headers"])
     await put(http, "/v1/health/samples", {"samples": [STEPS]})
     asked = "/v1/health/daily?metric=steps&start=2026-01-02&end=2026-01-02"
     _, told = await get(http, asked, **ben)

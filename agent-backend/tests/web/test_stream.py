@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 from starlette.routing import Router
 
+from agent_backend import consents
 from agent_backend import events as agui
 from agent_backend.agents import load_agents
 from agent_backend.app import OPERATIONS, SOCKETS
@@ -30,6 +31,7 @@ from agent_backend.turns.machine import Machine
 from agent_backend.web.operations import routes, unknown_path
 from agent_backend.web.services import Services
 
+from ..consenting import agree
 from ..emulator import emulator
 from .serving import headers_for, serving, settings_for
 
@@ -60,6 +62,7 @@ async def running(tmp_path: Path, database_url: str, database: Database) -> Asyn
             agents=agents,
             tools={},
             engines={"messages": engine},
+            consents=consents.load(),
         )
         authenticator = Authenticator(
             jwks_url=settings.jwks_url, issuer=settings.auth_issuer, audience=settings.auth_audience
@@ -70,6 +73,7 @@ async def running(tmp_path: Path, database_url: str, database: Database) -> Asyn
             machine=machine,
             authenticator=authenticator,
             agents=agents,
+            consents=consents.load(),
         )
 
         @asynccontextmanager
@@ -83,6 +87,7 @@ async def running(tmp_path: Path, database_url: str, database: Database) -> Asyn
             serving(app, settings) as url,
             aiohttp.ClientSession(url, headers=headers_for(settings)) as http,
         ):
+            await agree(http)
             yield Running(machine, http, settings, url)
 
 

@@ -24,9 +24,9 @@ CLAIM_COLUMNS = (
 _PUT_VERSION = "SELECT put_agent_version($1, $2, $3)"
 _PUT_SESSION = "SELECT * FROM put_session($1, $2, $3, $4, $5, $6)"
 _ACCEPT = (
-    "SELECT r.status, r.state, r.owner, r.started, r.cursor_epoch, r.cursor_n, "
+    "SELECT r.status, r.state, r.owner, r.started, r.missing, r.cursor_epoch, r.cursor_n, "
     + CLAIM_COLUMNS.format("r.claim")
-    + " FROM accept_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) r"
+    + " FROM accept_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) r"
 )
 _CANCEL = (
     "SELECT r.status, r.state, r.owner, "
@@ -68,9 +68,10 @@ class PutSession(NamedTuple):
 
 
 class Accepted(NamedTuple):
-    """What became of a turn; `status` is created | same | conflict | not_found | busy | queue_full.
+    """What became of a turn.
 
-    `claim` is set when this call took the session, `started` when the turn already runs.
+    `status` is created | same | conflict | not_found | busy | queue_full | consent_required (`missing`: the
+    purposes). `claim` is set when this call took the session, `started` when the turn already runs.
     """
 
     status: str
@@ -79,6 +80,7 @@ class Accepted(NamedTuple):
     started: bool
     cursor: Cursor
     claim: Claim | None
+    missing: list[str]
 
 
 class Cancelled(NamedTuple):
@@ -211,8 +213,12 @@ async def accept(
     live: bool,
     dead: list[UUID],
     max_queue: int,
+    consents: str | None = None,
 ) -> Accepted:
-    """Accept a turn; the session is claimed and the turn begun in the same call where possible."""
+    """Accept a turn; the session is claimed and the turn begun in the same call where possible.
+
+    `consents`: what it needs, as JSON (see `db.consents`); None: nothing.
+    """
     row = await database.fetchrow(
         _ACCEPT,
         user_id,
@@ -227,10 +233,12 @@ async def accept(
         live,
         dead,
         max_queue,
+        consents,
     )
     assert row is not None
-    status, state, owner, started, epoch, n, *claim = row
-    return Accepted(status, state, owner, started, Cursor(epoch or 0, n or 0), Claim.of(tuple(claim)))
+    status, state, owner, started, missing, epoch, n, *claim = row
+    cursor = Cursor(epoch or 0, n or 0)
+    return Accepted(status, state, owner, started, cursor, Claim.of(tuple(claim)), missing)
 
 
 async def cancel(

@@ -15,9 +15,9 @@ from agent_backend.events import Cursor
 _PARK = "SELECT park_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
 _CLAIM = "SELECT claim_tool_call($1, $2, $3, $4)"
 _ANSWER = (
-    "SELECT r.status, r.woken, "
+    "SELECT r.status, r.woken, r.missing, "
     + CLAIM_COLUMNS.format("r.claim")
-    + " FROM put_tool_result($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) r"
+    + " FROM put_tool_result($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) r"
 )
 _READ = "SELECT * FROM read_tool_calls($1, $2, $3, $4)"
 
@@ -78,13 +78,15 @@ class ToolCallRow(NamedTuple):
 class Answered(NamedTuple):
     """What became of an answer.
 
-    `status` is answered | same | conflict | expired | not_claimed | not_found. `woken`: it was the last one
-    its turn waited for. `claim` is set when this call took the session.
+    `status` is answered | same | conflict | expired | not_claimed | not_found | consent_required, which
+    `missing` goes with: purposes. `woken`: it was the last one its turn waited for. `claim` is set when this
+    call took the session.
     """
 
     status: str
     woken: bool
     claim: Claim | None
+    missing: list[str]
 
 
 async def park(database: Database, parking: Parking) -> bool:
@@ -127,8 +129,12 @@ async def answer(
     incarnation: UUID,
     live: bool,
     dead: list[UUID],
+    consents: str | None = None,
 ) -> Answered:
-    """Take an answer; the turn it wakes is claimed in the same call where possible."""
+    """Take an answer; the turn it wakes is claimed in the same call where possible.
+
+    `consents`: what it needs, as JSON (see `db.consents`); None: nothing.
+    """
     row = await database.fetchrow(
         _ANSWER,
         user_id,
@@ -141,10 +147,11 @@ async def answer(
         incarnation,
         live,
         dead,
+        consents,
     )
     assert row is not None
-    outcome, woken, *claim = row
-    return Answered(outcome, woken, Claim.of(tuple(claim)))
+    outcome, woken, missing, *claim = row
+    return Answered(outcome, woken, Claim.of(tuple(claim)), missing)
 
 
 async def read(

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from uuid import UUID
 
 import msgspec
 
+from agent_backend.consents import REQUIRED, Purpose
+from agent_backend.db import consents as consents_store
 from agent_backend.db import sessions as store
 from agent_backend.db import tool_calls
 from agent_backend.db.pool import Database
 from agent_backend.errors import Conflict, NotFound, TooManyRequests
 from agent_backend.sessions import CallStatus, OnBusy
 from agent_backend.telemetry import note_first
+from agent_backend.turns.consent import Consents
 from agent_backend.turns.fanout import Hub
 from agent_backend.turns.notifier import Notifier
 from agent_backend.turns.runner import Runner
@@ -26,7 +30,10 @@ MAX_QUEUE = 16
 
 
 class Commands:
-    """Carries out requests; `dead` tells which machines are known to be gone."""
+    """Carries out requests.
+
+    `dead` tells which machines are known to be gone; `sweep_soon` has this machine look for work at once.
+    """
 
     def __init__(
         self,
@@ -37,7 +44,9 @@ class Commands:
         runner: Runner,
         notifier: Notifier,
         versions: AgentVersions,
+        consents: Consents,
         dead: Callable[[], list[UUID]],
+        sweep_soon: Callable[[], None],
     ) -> None:
         self._database = database
         self._incarnation = incarnation
@@ -45,7 +54,9 @@ class Commands:
         self._runner = runner
         self._notifier = notifier
         self._versions = versions
+        self._consents = consents
         self._dead = dead
+        self._sweep_soon = sweep_soon
 
     async def put_session(
         self,
@@ -90,10 +101,12 @@ class Commands:
     ) -> store.Accepted:
         """Accept a user message; once this returns it will be answered, whatever happens to this machine.
 
-        Raises NotFound, Conflict (a different turn under this id; `reject` while busy), TooManyRequests.
+        Raises NotFound, Conflict (a different turn under this id; `reject` while busy), TooManyRequests,
+        ConsentRequired.
         """
         content = msgspec.json.encode([{"type": "text", "text": text}]).decode()
         own_id = message_id or str(turn_id)
+        asked = time.monotonic()
         with self._claiming(session_id) as live:
             accepted = await store.accept(
                 self._database,
@@ -109,10 +122,15 @@ class Commands:
                 live=live,
                 dead=self._dead(),
                 max_queue=MAX_QUEUE,
+                consents=self._consents.required("model_call"),
             )
+            if accepted.status == "created":
+                self._consents.note_given(user_id, "model_call", asked)
             if accepted.claim is not None:
                 self._runner.begin(accepted.claim)
                 note_first("first_turn")
+        if accepted.status == "consent_required":
+            raise self._consents.error(accepted.missing)
         _raise_for(accepted.status)
         if accepted.claim is None and accepted.status == "created":
             await self._tell_owner(session_id, accepted.owner)
@@ -162,7 +180,8 @@ class Commands:
     ) -> None:
         """Take the answer to a call; the last one its turn waits for wakes the turn.
 
-        Raises NotFound, Conflict (answered otherwise, expired, or another device's to answer).
+        Raises NotFound, Conflict (answered otherwise, expired, or another device's to answer),
+        ConsentRequired.
         """
         with self._claiming(session_id) as live:
             answered = await tool_calls.answer(
@@ -177,12 +196,34 @@ class Commands:
                 incarnation=self._incarnation,
                 live=live,
                 dead=self._dead(),
+                consents=self._consents.required("model_call"),
             )
             if answered.claim is not None:
                 self._runner.begin(answered.claim)
+        if answered.status == "consent_required":
+            raise self._consents.error(answered.missing)
         _raise_for_answer(answered.status)
         if answered.woken and answered.claim is None:
             self._notifier.work_for(session_id)
+
+    async def withdraw_consent(self, user_id: UUID, purpose: Purpose) -> None:
+        """Take a consent back and stop what needs it, wherever it runs; return when it has stopped."""
+        sessions = await consents_store.withdraw(
+            self._database, user_id, purpose, ends_turns=purpose in REQUIRED["model_call"]
+        )
+        self._consents.forget(user_id)
+        if not sessions:
+            return
+        # Parked turns, which nobody owns, are due with this.
+        self._sweep_soon()
+
+        async def tell() -> None:
+            for session_id in sessions:
+                self._notifier.work_for(session_id)
+            await self._runner.cancel_requested(sessions)
+
+        await tell()
+        await self._consents.until_stopped(user_id, tell)
 
     async def _tell_owner(self, session_id: UUID, owner: UUID | None) -> None:
         """Let the owner look whether its running turn is to stop; queued turns it finds by itself."""

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from agent_backend.agents import Agent
+from agent_backend.consents import Catalogue
 from agent_backend.db import leases
 from agent_backend.db.events import compact
 from agent_backend.db.pool import Database
@@ -18,6 +19,7 @@ from agent_backend.telemetry import Log
 from agent_backend.tools.base import Tool
 from agent_backend.turns.commands import Commands
 from agent_backend.turns.committer import Committer
+from agent_backend.turns.consent import Consents
 from agent_backend.turns.fanout import Hub, LiveSession
 from agent_backend.turns.notifier import Notifier
 from agent_backend.turns.recovery import Recovery
@@ -53,6 +55,7 @@ class Machine:
         agents: Mapping[str, Agent],
         tools: Mapping[str, Tool],
         engines: Mapping[str, Engine],
+        consents: Catalogue,
     ) -> None:
         self.database = database
         self.incarnation: UUID = uuid4()
@@ -69,6 +72,7 @@ class Machine:
             on_refused=self._lost,
         )
         self._versions = AgentVersions(database, agents, tools)
+        self.consents = Consents(database, consents)
         self._runner = Runner(
             database=database,
             incarnation=self.incarnation,
@@ -80,6 +84,7 @@ class Machine:
             versions=self._versions,
             engines=engines,
             situation_of=SituationReader(database),
+            consents=self.consents,
             call_seconds=call_seconds,
         )
         self._recovery = Recovery(
@@ -98,7 +103,9 @@ class Machine:
             runner=self._runner,
             notifier=self._notifier,
             versions=self._versions,
+            consents=self.consents,
             dead=lambda: self._recovery.dead,
+            sweep_soon=self._recovery.sweep_soon,
         )
         self._work: dict[str, asyncio.Task[None]] = {}
 

@@ -259,6 +259,10 @@ class Recovery:
             # A superseded process may still have readers, and its successor believes itself alone.
             self._hub.wake_all_remote()
 
+    def sweep_soon(self) -> None:
+        """Look for work now instead of at the next turn of the clock."""
+        self._sweep_now.set()
+
     async def sweep(self) -> None:
         """Take sessions whose work nobody does, let go of those taken from here, pass on cancel requests."""
         await self._take_up()

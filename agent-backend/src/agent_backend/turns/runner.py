@@ -18,6 +18,7 @@ from agent_backend.engines.base import Engine
 from agent_backend.errors import LeaseLost
 from agent_backend.telemetry import Log
 from agent_backend.turns.committer import CONNECTION_TROUBLE, LOCKED, Committer
+from agent_backend.turns.consent import Consents
 from agent_backend.turns.fanout import Hub, LiveSession
 from agent_backend.turns.notifier import Notifier
 from agent_backend.turns.settling import Settler
@@ -50,6 +51,7 @@ class Runner:
         versions: AgentVersions,
         engines: Mapping[str, Engine],
         situation_of: SituationOf,
+        consents: Consents,
         call_seconds: float,
     ) -> None:
         self._database = database
@@ -62,6 +64,7 @@ class Runner:
         self._versions = versions
         self._engines = engines
         self._situation_of = situation_of
+        self._consents = consents
         self._call_seconds = call_seconds
         self._tasks: set[asyncio.Task[None]] = set()
         self._thawed_at = float("-inf")
@@ -121,6 +124,7 @@ class Runner:
             settler=self._settler,
             toolbox=self._toolbox,
             situation_of=self._situation_of,
+            consents=self._consents,
             restarts=self._recently_thawed,
             call_seconds=self._call_seconds,
         )

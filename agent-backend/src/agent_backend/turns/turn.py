@@ -29,7 +29,7 @@ from agent_backend.sessions import FinalState
 from agent_backend.telemetry import Log, metrics, note_first
 from agent_backend.tools.base import ToolResult
 from agent_backend.transcript import StoredMessage, to_agui, with_notice
-from agent_backend.turns import history, parking
+from agent_backend.turns import consent, history, parking
 from agent_backend.turns.fanout import Interrupted, LiveSession
 from agent_backend.turns.settling import Settler
 from agent_backend.turns.step import StepWriter
@@ -73,6 +73,7 @@ class TurnRun:
         settler: Settler,
         toolbox: Toolbox,
         situation_of: SituationOf,
+        consents: consent.Consents,
         call_seconds: float,
         restarts: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -86,6 +87,7 @@ class TurnRun:
         self._settler = settler
         self._toolbox = toolbox
         self._situation_of = situation_of
+        self._consents = consents
         self._restarts = restarts
         self._call_seconds = call_seconds
         self._calls: dict[str, ToolCallRow] = {}
@@ -166,6 +168,8 @@ class TurnRun:
     # --- model steps ---
 
     async def _model_step(self) -> store.Settled | _Ended:
+        if await self._consents.missing(self._live.user_id, "model_call"):
+            return await self._without_consent()
         writer = self._writer = StepWriter(self._next_message_id(with_context=True))
         try:
             done = await self._stream(writer)
@@ -267,6 +271,8 @@ class TurnRun:
         """Run calls side by side and settle their results; one with an effect settles with it, alone."""
         live = self._live
         assert self._situation is not None, "loaded first"
+        if await self._consents.missing(live.user_id, "health_data"):
+            return await self._without_consent()
         try:
             live.enter_step(self._turn_id)
             try:
@@ -411,6 +417,13 @@ class TurnRun:
             return await self._end(events, state, messages)
         events.append(self._error(words.notice, words.text))
         return await self._end(events, state, messages, error_code=words.notice)
+
+    async def _without_consent(self) -> _Ended:
+        """End instead of doing what the user has not consented to, or not any more."""
+        if self._live.cancel_requested == self._turn_id:
+            return await self._cancel(None)
+        assert self._situation is not None, "loaded first"
+        return await self.say(consent.words(self._situation.locale), "failed")
 
     # --- settling ---
 

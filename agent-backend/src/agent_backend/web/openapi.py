@@ -34,7 +34,7 @@ _REPLIES = {
 _PROBLEMS = {
     400: "The body, the query or a cursor cannot be read.",
     401: "There is no valid token.",
-    403: "The token is valid, and this is not allowed.",
+    403: "The token is valid, and this is not allowed: `missing` names the consents it needs.",
     404: "No such thing for this user.",
     408: "The body did not arrive in time.",
     409: "Something different stands under this id, or the state forbids it.",

@@ -10,6 +10,7 @@ import msgspec
 from starlette.responses import Response
 
 from agent_backend.errors import (
+    ConsentRequired,
     FieldError,
     InvalidRequest,
     RequestError,
@@ -74,8 +75,15 @@ class ProblemField(msgspec.Struct, frozen=True):
     reason: str
 
 
+class ProblemConsent(msgspec.Struct, frozen=True):
+    """A consent that is missing: its purpose, and the version of its text that is asked for now."""
+
+    purpose: str
+    version: str
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An RFC 9457 problem document."""
+    """An RFC 9457 problem document; `missing` is the extension of `consent_required`."""
 
     type: str
     title: str
@@ -84,6 +92,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     code: str
     request_id: str
     errors: list[ProblemField] = []
+    missing: list[ProblemConsent] = []
 
 
 _encode = msgspec.json.Encoder().encode
@@ -128,8 +137,13 @@ def respond(error: RequestError, request_id: str) -> Response:
         code=code,
         request_id=request_id,
         errors=[ProblemField(*each) for each in error.errors],
+        missing=_missing(error),
     )
     return Response(_encode(problem), error.status, _headers(error), MEDIA_TYPE)
+
+
+def _missing(error: RequestError) -> list[ProblemConsent]:
+    return [ProblemConsent(*each) for each in error.missing] if isinstance(error, ConsentRequired) else []
 
 
 def _headers(error: RequestError) -> dict[str, str]:

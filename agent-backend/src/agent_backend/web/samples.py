@@ -69,10 +69,11 @@ class DailyFigures(msgspec.Struct, frozen=True, kw_only=True):
     "arrive in the metric's unit or one that converts to it.",
     tag="health data",
     replies={200: health.Stored},
-    problems=(503,),
+    problems=(403, 503),
 )
 async def put_samples(call: Call[SampleBatch, None]) -> Response:
     """Check and store; what is wrong is named by index, as `$.samples[17].value`."""
+    await call.services.machine.consents.require(call.user_id, "health_data")
     batch = check(call.body.samples, dt.datetime.now(dt.UTC))
     return reply(await health.store(call.services.database, call.user_id, batch))
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from agent_backend.agents import Agent
 from agent_backend.auth import Authenticator
+from agent_backend.consents import Catalogue
 from agent_backend.db.pool import Database
 from agent_backend.settings import Settings
 from agent_backend.turns.machine import Machine
@@ -25,6 +26,7 @@ class Services:
     machine: Machine
     agents: Mapping[str, Agent]
     """By name."""
+    consents: Catalogue
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     serving: int = 0
     """Requests and streams of users being served. Health checks and strangers keep nobody awake."""

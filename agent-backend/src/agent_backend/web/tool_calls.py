@@ -124,7 +124,7 @@ class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
     tag="tool calls",
     body=ToolResultPut,
     replies={200: ToolResult},
-    problems=(404, 409),
+    problems=(403, 404, 409),
 )
 async def put_tool_result(call: Call[ToolResultPut, None]) -> Response:
     """Take the answer; it is written when this returns."""
