@@ -95,6 +95,25 @@ async def take(stream: AsyncGenerator[Received], until: Until | int | None = Non
     return events
 
 
+_consenting: set[str] = set()
+"""Tokens whose users have agreed to everything."""
+
+
+async def consent(http: aiohttp.ClientSession, url: str) -> None:
+    """Give every consent that is asked for, once per user. Raises aiohttp.ClientError."""
+    token = http.headers["Authorization"]
+    if token in _consenting:
+        return
+    async with http.get(url + "/v1/consents", raise_for_status=True) as response:
+        texts = (await response.json())["consents"]
+    for text in texts:
+        body = {"version": text["version"], "text_hash": text["sha256"], "locale": text["locale"]}
+        path = f"{url}/v1/me/consents/{text['purpose']}"
+        async with http.put(path, json=body, raise_for_status=True) as response:
+            await response.read()
+    _consenting.add(token)
+
+
 class Client:
     """One user at one server."""
 
@@ -120,7 +139,8 @@ class Client:
     async def new_session(
         self, agent: str = "coach", *, device_tools: list[dict[str, Any]] | None = None
     ) -> str:
-        """Make a session and return its id."""
+        """Make a session and return its id; the user agrees to everything first."""
+        await consent(self._session, self.url)
         session = str(uuid4())
         asked = {"agent": agent} | ({"device_tools": device_tools} if device_tools else {})
         status, body = await self.call("PUT", f"/v1/sessions/{session}", json=asked)

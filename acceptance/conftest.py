@@ -12,7 +12,7 @@ import aiohttp
 import asyncpg
 import pytest
 
-from .client import Client
+from .client import Client, consent
 from .stack import Backend, Site, emulator, postgres, with_database
 
 
@@ -58,7 +58,14 @@ def _lasting_pair(site: Site) -> Generator[Pair]:
         site.server("lasting-a", LEASE_SECONDS="20") as a,
         site.server("lasting-b", LEASE_SECONDS="20") as b,
     ):
+        asyncio.run(_consent(site, a))
         yield Pair(a, b)
+
+
+async def _consent(site: Site, backend: Backend) -> None:
+    """Let alice agree to everything, for tests whose client is not ours."""
+    async with aiohttp.ClientSession(headers=site.headers()) as session:
+        await consent(session, backend.url)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from uuid import uuid4
 import aiohttp
 import asyncpg
 
+from .client import consent
 from .conversation import Broken, Conversation, believed, comparable
 from .stack import Site
 
@@ -91,10 +92,11 @@ class Phone:
             await asyncio.sleep(0.03)
 
     async def start(self) -> None:
-        """Make the session."""
+        """Agree to everything and make the session."""
         body = {"agent": "coach", "device_tools": [_HEART]}
 
         async def put(url: str) -> bool:
+            await consent(self._http, url)
             address = f"{url}/v1/sessions/{self.session}"
             async with self._http.put(address, json=body) as response:
                 return response.status in (200, 201)

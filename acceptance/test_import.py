@@ -25,7 +25,8 @@ END = dt.date(2026, 11, 1)
 async def _import(site: Site, backend: Backend, user: str, path: Path) -> str:
     token = site.headers(user)["Authorization"].removeprefix("Bearer ")
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "myhealth_cli", "import", str(path), "--url", backend.url, "--token", token,
+        sys.executable, "-m", "myhealth_cli", "import", str(path), "--consent",
+        "--url", backend.url, "--token", token,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     output, _ = await process.communicate()

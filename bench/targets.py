@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 from uuid import UUID, uuid4
@@ -170,10 +171,29 @@ class Ours:
 
     def turns(self, shape: Shape, count: int, port: int | None = None) -> list[Request]:
         """Make the sessions now, so that only turns are measured."""
+        asyncio.run(put_all(port or self.port, self._consents(port or self.port), 1))
         sessions = [uuid4() for _ in range(count)]
         puts = [_http("PUT", f"/v1/sessions/{each}", self.headers, b'{"agent":"coach"}') for each in sessions]
         asyncio.run(put_all(port or self.port, puts, _AT_ONCE))
         return [self._turn(session, shape) for session in sessions]
+
+    def _consents(self, port: int) -> list[bytes]:
+        """Return the requests that give what the server asks for; the same again changes nothing."""
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/consents", headers=self.headers)
+        with urllib.request.urlopen(request) as answer:
+            texts = msgspec.json.decode(answer.read())["consents"]
+        return [
+            _http(
+                "PUT",
+                f"/v1/me/consents/{text['purpose']}",
+                self.headers,
+                msgspec.json.encode(
+                    {"version": text["version"], "text_hash": text["sha256"], "locale": text["locale"]}
+                ),
+            )
+            for text in texts
+            if text["locale"] == "en"
+        ]
 
     def _turn(self, session: UUID, shape: Shape) -> Request:
         headers = {**self.headers, "accept": "text/event-stream"}

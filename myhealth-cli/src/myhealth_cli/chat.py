@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from myhealth_cli.client import Client, RefusedError
+from myhealth_cli.consent import agree
 from myhealth_cli.errors import MyHealthError
 from myhealth_cli.ids import uuid7
 from myhealth_cli.plain import PlainView
@@ -46,17 +47,21 @@ class _LeaveError(Exception):
     """The person wants to go."""
 
 
-def run(url: str, token: str | None, user: str) -> int:
-    """Chat with the server at `url`; return the exit code. Raises MyHealthError."""
-    return asyncio.run(_run(url, token, user))
+def run(url: str, token: str | None, user: str, *, consent: bool = False) -> int:
+    """Chat with the server at `url`; return the exit code. Raises MyHealthError.
+
+    `consent`: agree to what the server asks for, without being asked.
+    """
+    return asyncio.run(_run(url, token, user, consent=consent))
 
 
-async def _run(url: str, token: str | None, user: str) -> int:
+async def _run(url: str, token: str | None, user: str, *, consent: bool) -> int:
     interrupts = Interrupts()
     tokens = GivenToken(token) if token else DevelopmentToken(user)
     with interrupts.installed():
         try:
             async with Client(url, tokens) as client:
+                await agree(client, Console(), terminal_reader(), consent=consent)
                 await chat(client, interrupts)
         except asyncio.CancelledError:
             if interrupts.received is None:
@@ -71,9 +76,14 @@ async def chat(client: Client, interrupts: Interrupts, machine: Machine | None =
     Raises MyHealthError when there is no server to talk to.
     """
     console = Console()
-    terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    read = _prompt(machine) if terminal else _read_line
-    await Chat(client, interrupts, console, read, live=terminal, machine=machine).run()
+    terminal = terminal_reader(machine)
+    read, live = terminal or _read_line, terminal is not None
+    await Chat(client, interrupts, console, read, live=live, machine=machine).run()
+
+
+def terminal_reader(machine: Machine | None = None) -> Callable[[], Awaitable[str]] | None:
+    """Return what reads a line from the person at the terminal; None where nobody sits."""
+    return _prompt(machine) if sys.stdin.isatty() and sys.stdout.isatty() else None
 
 
 def _prompt(machine: Machine | None) -> Callable[[], Awaitable[str]]:

@@ -25,6 +25,9 @@ _Token = Annotated[
     str | None, typer.Option(envvar="MYHEALTH_TOKEN", help="Bearer token; without one a development token.")
 ]
 _User = Annotated[str, typer.Option(help="Made-up user a development token is for.")]
+_Consent = Annotated[
+    bool, typer.Option("--consent", help="Agree to what the server asks for, without being asked.")
+]
 _URL = "http://localhost:3001"
 _USER = "demo"
 
@@ -52,11 +55,11 @@ def dev(
 
 
 @app.command()
-def chat(*, url: _Url = _URL, token: _Token = None, user: _User = _USER) -> None:
-    """Talk to the coach in the terminal."""
+def chat(*, url: _Url = _URL, token: _Token = None, user: _User = _USER, consent: _Consent = False) -> None:
+    """Talk to the coach in the terminal. Before the first word it asks for your consent."""
     from myhealth_cli.chat import run  # noqa: PLC0415 - see the module's docstring
 
-    raise typer.Exit(run(url, token, user))
+    raise typer.Exit(run(url, token, user, consent=consent))
 
 
 @app.command("import")
@@ -66,6 +69,7 @@ def import_(
     url: _Url = _URL,
     token: _Token = None,
     user: _User = _USER,
+    consent: _Consent = False,
 ) -> None:
     """Import an Apple Health export. Safe to repeat: nothing is stored twice.
 
@@ -74,7 +78,7 @@ def import_(
     """
     from myhealth_cli.import_command import run  # noqa: PLC0415 - see the module's docstring
 
-    raise typer.Exit(run(file, url, token, user))
+    raise typer.Exit(run(file, url, token, user, consent=consent))
 
 
 def main() -> None:

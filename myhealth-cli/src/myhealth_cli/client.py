@@ -100,6 +100,32 @@ class Profile(msgspec.Struct, frozen=True):
     birth_year: int | None = None
 
 
+class ConsentText(msgspec.Struct, frozen=True):
+    """A text the server asks the person to agree to; `sha256` names it when they do."""
+
+    purpose: str
+    version: str
+    locale: str
+    title: str
+    text: str
+    sha256: str
+
+
+class Consent(msgspec.Struct, frozen=True):
+    """What the person has said to a purpose: `given` if there is a consent that counts."""
+
+    purpose: str
+    given: bool
+
+
+class _ConsentTexts(msgspec.Struct, frozen=True):
+    consents: list[ConsentText]
+
+
+class _Consents(msgspec.Struct, frozen=True):
+    consents: list[Consent]
+
+
 class Day(msgspec.Struct, frozen=True):
     """One day of a metric: `value` of a cumulative one, `avg` of a discrete one."""
 
@@ -234,6 +260,19 @@ class Client:
     async def put_profile(self, profile: Profile) -> None:
         """Replace the profile."""
         await self._ask("PUT", "/v1/me/profile", Profile, profile)
+
+    async def consent_texts(self) -> list[ConsentText]:
+        """Return the texts the server asks to agree to, in every language."""
+        return (await self._ask("GET", "/v1/consents", _ConsentTexts)).consents
+
+    async def consents(self) -> list[Consent]:
+        """Return what the person has said so far, for each purpose."""
+        return (await self._ask("GET", "/v1/me/consents", _Consents)).consents
+
+    async def give_consent(self, text: ConsentText) -> None:
+        """Agree to a text."""
+        body = {"version": text.version, "text_hash": text.sha256, "locale": text.locale}
+        await self._ask("PUT", f"/v1/me/consents/{text.purpose}", Consent, body)
 
     async def daily(self, metric: str, start: str, end: str) -> list[Day]:
         """Return the days of a metric from `start` to `end` (ISO dates) that have data."""

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from myhealth_cli.apple_health.truth import HOME
 from myhealth_cli.client import Client, Patience
+from myhealth_cli.consent import missing
 from myhealth_cli.demo import Demo
 from myhealth_cli.processes import AlreadyRunningError, Family
 from myhealth_cli.progress import Steps
@@ -122,6 +123,7 @@ class _Stack:
 
     async def _talk(self, url: str, demo: Demo, machine: Machine) -> None:
         async with Client(url, self._tokens, Patience(total_s=60), sending=machine.sending) as client:
+            await self._consent(client)
             if await demo.missing(client):
                 token = await self._tokens.token()
                 with self._steps.bar(f"Demo data: {demo.span.days} days of Apple Health") as update:
@@ -137,6 +139,15 @@ class _Stack:
                 from myhealth_cli.script import play  # noqa: PLC0415 - only without a terminal
 
                 await play(client, sys.stdout, machine)
+
+    async def _consent(self, client: Client) -> None:
+        """Agree for the demo user, who is nobody; `myhealth chat` shows the texts whole and asks."""
+        texts = await missing(client)
+        for text in texts:
+            await client.give_consent(text)
+        if texts:
+            titles = " · ".join(text.title for text in texts)
+            self._console.print(f"[green]✓[/] The demo user consents: {titles}", highlight=False)
 
 
 async def _first(*coroutines: Coroutine[Any, Any, None]) -> None:

@@ -10,8 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from myhealth_cli.chat import terminal_reader
+from myhealth_cli.client import Client
+from myhealth_cli.consent import HEALTH_DATA, agree
 from myhealth_cli.errors import ExportUnreadableError, MyHealthError
-from myhealth_cli.importer import DamagedImportError, ImportResult, Target, import_export
+from myhealth_cli.importer import DamagedImportError, ImportRefusedError, ImportResult, Target, import_export
 from myhealth_cli.progress import import_bar
 from myhealth_cli.signals import Interrupts
 from myhealth_cli.tokens import DevelopmentToken, GivenToken
@@ -24,16 +27,26 @@ IMPORTED, DAMAGED, FAILED = 0, 1, 2
 _MOST = 10
 
 
-def run(file: Path, url: str, token: str | None, user: str) -> int:
-    """Import a file; return 0, 1 when the file is damaged, 2 when nothing more could be done."""
-    return asyncio.run(_run(file, url, token, user))
+def run(file: Path, url: str, token: str | None, user: str, *, consent: bool = False) -> int:
+    """Import a file; return 0, 1 when the file is damaged, 2 when nothing more could be done.
+
+    `consent`: agree to what the server asks for, without being asked.
+    """
+    return asyncio.run(_run(file, url, token, user, consent=consent))
 
 
-async def _run(file: Path, url: str, token: str | None, user: str) -> int:
+async def _run(file: Path, url: str, token: str | None, user: str, *, consent: bool) -> int:
     interrupts = Interrupts()
     tokens = GivenToken(token) if token else DevelopmentToken(user)
     with interrupts.installed():
         try:
+            try:
+                return await _import(file, url, await tokens.token())
+            except ImportRefusedError as error:
+                if error.code != "consent_required":
+                    raise
+            async with Client(url, tokens) as client:
+                await agree(client, Console(), terminal_reader(), consent=consent, purposes=HEALTH_DATA)
             return await _import(file, url, await tokens.token())
         except asyncio.CancelledError:
             if interrupts.received is None:

@@ -115,6 +115,7 @@ class ImportRefusedError(MyHealthError):
         words = " - ".join(part for part in (problem.title, problem.detail, fields) if part)
         super().__init__(f"the server refused the samples ({status}): {words}", hint=_HINTS.get(status, ""))
         self.status = status
+        self.code = problem.code
         self.errors = problem.errors
 
 
@@ -134,6 +135,7 @@ class Problem(msgspec.Struct, frozen=True):
 
     title: str = ""
     detail: str = ""
+    code: str = ""
     errors: tuple[FieldError, ...] = ()
 
 
