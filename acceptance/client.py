@@ -136,11 +136,15 @@ class Client:
         """Send a request whose path is not to be quoted again; an async context manager of the response."""
         return self._session.request(method, URL(self.url + path, encoded=True), **options)
 
+    async def consent(self) -> None:
+        """Let the user agree to everything that is asked for."""
+        await consent(self._session, self.url)
+
     async def new_session(
         self, agent: str = "coach", *, device_tools: list[dict[str, Any]] | None = None
     ) -> str:
         """Make a session and return its id; the user agrees to everything first."""
-        await consent(self._session, self.url)
+        await self.consent()
         session = str(uuid4())
         asked = {"agent": agent} | ({"device_tools": device_tools} if device_tools else {})
         status, body = await self.call("PUT", f"/v1/sessions/{session}", json=asked)

@@ -65,6 +65,7 @@ async def test_http_agent_completes_a_turn_whose_owner_is_killed(site: Site, as_
     # Long enough for the second agent to join in the middle.
     content = RICH.replace("tokens=14", "tokens=90").replace("]]", " delay_ms=20]]")
     with site.server() as a, site.server() as b:
+        await as_user(a).consent()
         async with node.script(request(site, a, content, thread, run)) as first:
             await first.event("RUN_STARTED")
             async with node.script(request(site, b, content, thread, run)) as second:
