@@ -290,6 +290,31 @@ def test_the_terminal_chat(stack: Dev) -> None:
         assert screen.ended() == 0
 
 
+def test_the_chat_asks_for_consent_and_does_not_go_on_without(stack: Dev) -> None:
+    newcomer = ("chat", "--url", stack.url, "--user", "newcomer")
+    with terminal(stack.folder, *newcomer) as screen:
+        screen.expect("Processing of your health data")
+        screen.expect("eu-central-1")
+        screen.expect("Do you agree? y/n")
+        screen.expect("▸")
+        screen.type("maybe\r")
+        screen.expect("Do you agree? y/n")
+        screen.expect("▸")
+        screen.type("y\r")
+        screen.expect("Anthropic, PBC")
+        screen.expect("Do you agree? y/n")
+        screen.expect("▸")
+        screen.type("n\r")
+        screen.expect("without your consent this does not work")
+        assert screen.ended() == 1
+    with terminal(stack.folder, *newcomer, "--consent") as screen:
+        screen.expect("Agreed: Sharing with an artificial intelligence")
+        screen.expect("Ctrl-C stops an answer")
+        screen.expect("▸")
+        screen.type("/quit\r")
+        assert screen.ended() == 0
+
+
 def test_the_terminal_shows_the_machine_asleep_and_awake(tmp_path: Path) -> None:
     with terminal(tmp_path, "dev", "--port", str(free_port()), IDLE_SECONDS="0.5") as screen:
         screen.expect("▸")

@@ -93,6 +93,10 @@ class Fleet:
         self._stack.push_async_callback(made.stop)
         return made
 
+    async def agree(self, machine: Machine) -> None:
+        """Let the user agree to everything that is asked for now."""
+        await give_consents(machine.database, self.user, self.catalogue)
+
     async def session(self, machine: Machine, device_tools: list[DeviceTool] | None = None) -> UUID:
         session_id = uuid4()
         await machine.commands.put_session(

@@ -94,7 +94,7 @@ async def test_nothing_that_settles_is_told_before_it_is_settled(fleet: Fleet, d
         async with other.transaction():
             await other.execute("SELECT FROM myhealth.sessions WHERE id = $1 FOR UPDATE", session)
             # Without a group commit it can only be the settle that waits.
-            await wait_until(lambda: _waits_for(other))
+            await wait_until(lambda: waits_for(other))
             done, _ = await asyncio.wait([collecting], timeout=0.05)
             assert not done, "the end was told while its settle waited"
             assert "TEXT_MESSAGE_CONTENT" in seen
@@ -104,7 +104,8 @@ async def test_nothing_that_settles_is_told_before_it_is_settled(fleet: Fleet, d
         assert seen[-2:] == ["TEXT_MESSAGE_END", "RUN_FINISHED"]
 
 
-async def _waits_for(connection: asyncpg.Connection) -> bool:
+async def waits_for(connection: asyncpg.Connection) -> bool:
+    """Say whether somebody waits for what this connection holds."""
     return bool(
         await connection.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))"
@@ -122,7 +123,7 @@ async def test_no_tool_starts_before_the_message_that_asked_is_settled(
         async with other.transaction():
             await fleet.send(machine, session, "[[emulator: tool=probe args={} tokens=2 ttft_ms=300]]")
             await other.execute("SELECT FROM myhealth.sessions WHERE id = $1 FOR UPDATE", session)
-            await wait_until(lambda: _waits_for(other))
+            await wait_until(lambda: waits_for(other))
             assert probe.calls == []
         events = await fleet.until_end(machine, session)
     assert len(probe.calls) == 1
@@ -204,7 +205,7 @@ async def held_up(url: str, session: UUID) -> AsyncGenerator[None]:
     """Hold a session's row, and begin once a statement waits for it."""
     async with superuser(url) as other, other.transaction():
         await other.execute("SELECT FROM myhealth.sessions WHERE id = $1 FOR UPDATE", session)
-        await wait_until(lambda: _waits_for(other))
+        await wait_until(lambda: waits_for(other))
         yield
 
 
@@ -229,7 +230,7 @@ async def test_a_commit_whose_answer_is_lost_doubles_nothing(fleet: Fleet, datab
 
 
 @pytest.mark.parametrize("delay_ms", [5, 7, 10])
-async def test_a_settle_waits_for_the_group_commit_in_flight(
+async def test_a_settlewaits_for_the_group_commit_in_flight(
     fleet: Fleet, database_url: str, delay_ms: int
 ) -> None:
     machine = await fleet.machine(commit=0.005)
