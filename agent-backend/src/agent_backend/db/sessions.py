@@ -9,6 +9,7 @@ from uuid import UUID
 import msgspec
 
 from agent_backend.db.leases import Claim
+from agent_backend.db.ledger import CallEnd
 from agent_backend.db.pool import Connection, Database
 from agent_backend.errors import LeaseLost
 from agent_backend.events import Cursor
@@ -26,7 +27,7 @@ _PUT_SESSION = "SELECT * FROM put_session($1, $2, $3, $4, $5, $6)"
 _ACCEPT = (
     "SELECT r.status, r.state, r.owner, r.started, r.missing, r.cursor_epoch, r.cursor_n, "
     + CLAIM_COLUMNS.format("r.claim")
-    + " FROM accept_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) r"
+    + " FROM accept_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, p_consents => $13, p_limits => $14) r"
 )
 _CANCEL = (
     "SELECT r.status, r.state, r.owner, "
@@ -38,7 +39,8 @@ _START = "SELECT * FROM start_turn($1, $2, $3, $4, $5, $6)"
 _SETTLE = (
     "SELECT r.status, r.again, r.cancel, "
     + CLAIM_COLUMNS.format("r.next")
-    + " FROM settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18) r"
+    + " FROM settle($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,"
+    " $19, $20, $21, $22, $23) r"
 )
 _READ_MESSAGES = "SELECT * FROM read_messages($1, $2, $3, $4, $5)"
 _READ_TURN = "SELECT * FROM read_turn($1, $2, $3)"
@@ -71,7 +73,7 @@ class Accepted(NamedTuple):
     """What became of a turn.
 
     `status` is created | same | conflict | not_found | busy | queue_full | consent_required (`missing`: the
-    purposes). `claim` is set when this call took the session, `started` when the turn already runs.
+    purposes), or the used-up budget, a `ledger.Scope`. `claim` is set when this call took the session, `started` when the turn already runs.
     """
 
     status: str
@@ -141,6 +143,7 @@ class StepUsage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 NO_USAGE = StepUsage()
+_NO_CALL = (None,) * 5
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,6 +160,8 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     final_state: FinalState | None = None
     error_code: str | None = None
     usage: StepUsage = NO_USAGE
+    call: CallEnd | None = None
+    """The model call that ended with this step."""
 
 
 class Settled(NamedTuple):
@@ -214,10 +219,12 @@ async def accept(
     dead: list[UUID],
     max_queue: int,
     consents: str | None = None,
+    limits: str | None = None,
 ) -> Accepted:
     """Accept a turn; the session is claimed and the turn begun in the same call where possible.
 
-    `consents`: what it needs, as JSON (see `db.consents`); None: nothing.
+    `consents`: what it needs, as JSON (see `db.consents`); None: nothing. `limits`: the budgets it must fit in,
+    as JSON (`over_budget` in 0009_ledger); None: none.
     """
     row = await database.fetchrow(
         _ACCEPT,
@@ -234,6 +241,7 @@ async def accept(
         dead,
         max_queue,
         consents,
+        limits,
     )
     assert row is not None
     status, state, owner, started, missing, epoch, n, *claim = row
@@ -283,6 +291,7 @@ async def start_turn(
 
 async def settle(on: Database | Connection, step: Settlement) -> Settled:
     """Settle a step, alone or inside the caller's transaction. Raises LeaseLost."""
+    call = step.call
     row = await on.fetchrow(
         _SETTLE,
         step.session_id,
@@ -303,6 +312,7 @@ async def settle(on: Database | Connection, step: Settlement) -> Settled:
         step.usage.cache_read_input_tokens,
         step.usage.cache_write_input_tokens,
         step.usage.cost_usd_micros,
+        *((call.call_id, call.state, call.charge, call.prompt_bytes, call.request_id) if call else _NO_CALL),
     )
     assert row is not None
     status, again, cancel_asked, *following = row
