@@ -6,6 +6,8 @@ response, and no message carries the text of a conversation, a health value or a
 
 from __future__ import annotations
 
+import datetime as dt
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -36,10 +38,18 @@ class RequestError(AgentBackendError):
     status = 400
     code = "bad_request"
 
-    def __init__(self, detail: str, *, errors: tuple[FieldError, ...] = ()) -> None:
+    def __init__(
+        self,
+        detail: str,
+        *,
+        errors: tuple[FieldError, ...] = (),
+        members: Mapping[str, object] | None = None,
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.errors = errors
+        self.members: Mapping[str, object] = members or {}
+        """Further members of the problem document, by name (RFC 9457, 3.2)."""
 
 
 class InvalidRequest(RequestError):
@@ -61,6 +71,13 @@ class Unauthorized(RequestError):
 
     status = 401
     code = "unauthorized"
+
+
+class BudgetExceeded(RequestError):
+    """A budget is used up until it is renewed."""
+
+    status = 402
+    code = "budget_exceeded"
 
 
 class Forbidden(RequestError):
@@ -172,7 +189,7 @@ class EngineError(AgentBackendError):
     """A model call failed.
 
     `code` goes to the client in RUN_ERROR, `retryable` says whether asking again later may work,
-    `started` whether any part of the answer had already arrived.
+    `started` whether any part of the answer had already arrived, `unbilled` whether it is free for certain.
     """
 
     def __init__(
@@ -184,6 +201,7 @@ class EngineError(AgentBackendError):
         started: bool = False,
         status: int | None = None,
         request_id: str | None = None,
+        unbilled: bool = False,
     ) -> None:
         super().__init__(f"{code}: {detail}")
         self.code = code
@@ -192,6 +210,19 @@ class EngineError(AgentBackendError):
         self.started = started
         self.status = status
         self.request_id = request_id
+        self.unbilled = unbilled
+
+
+# --- budgets ----------------------------------------------------------------------------------------
+
+
+class OverBudget(AgentBackendError):
+    """A model call does not fit in a budget; `scope` names it, `resets_at` says when it is fresh again."""
+
+    def __init__(self, scope: str, resets_at: dt.datetime | None) -> None:
+        super().__init__(scope)
+        self.scope = scope
+        self.resets_at = resets_at
 
 
 # --- tools ------------------------------------------------------------------------------------------

@@ -51,6 +51,11 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             + output * tier.output
         )
 
+    def dearest(self, prompt_tokens: int) -> tuple[Decimal, Decimal]:
+        """Return the most a token of a prompt this long, and one of its answer, may cost: micro-dollars."""
+        tier = self._tier(prompt_tokens)
+        return max(tier.input, tier.cache_write_5m, tier.cache_write_1h), tier.output
+
     def _tier(self, prompt_tokens: int) -> Tier:
         fitting = (t for t in self.tiers if t.prompt_up_to is None or prompt_tokens <= t.prompt_up_to)
         return next(fitting)
@@ -69,6 +74,11 @@ class PriceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 def price_file() -> PriceFile:
     """Read the file that ships with the package."""
     return msgspec.json.decode(Path(__file__).with_name("prices.json").read_bytes(), type=PriceFile)
+
+
+def micros(usd: Decimal) -> int:
+    """Return an amount in micro-dollars."""
+    return round(usd * 1_000_000)
 
 
 def models() -> dict[str, Model]:

@@ -377,6 +377,21 @@ class Answer:
             output_tokens=self._usage.get("output_tokens", 0),
         )
 
+    def usage_at_most(self, max_tokens: int, unseen: int) -> Usage:
+        """Return a bound of what a message that was broken off is billed as; its beginning must be here.
+
+        The prompt is known since `message_start`. Of the answer a token has at least one byte, and at most
+        `unseen` tokens had not arrived. Thinking is shown in a summary, so with it the bound is `max_tokens`.
+        """
+        usage = self.usage()
+        if self.stop_reason is not None:
+            return usage
+        shown = all(block.kind in ("text", "tool_use") for block in self._blocks)
+        pieces = (piece for block in self._blocks for piece in (*block.text, *block.json))
+        arrived = sum(len(piece.encode("utf-8", "surrogatepass")) for piece in pieces)
+        bound = min(max_tokens, arrived + unseen) if shown else max_tokens
+        return msgspec.structs.replace(usage, output_tokens=max(usage.output_tokens, bound))
+
     def _count(self, usage: _Usage) -> None:
         """Take counts over: those of `message_delta` are cumulative and replace earlier ones."""
         for name in (

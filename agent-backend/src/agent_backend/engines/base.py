@@ -17,12 +17,13 @@ The laws (`tests/engines/conformance.py` checks them for every engine):
   nothing of the answer has arrived.
 - Cancellation: closing the iterator (`aclose`) or cancelling its task closes the upstream stream
   before control returns; nothing is left running.
-- Idempotency: there is none upstream; asking twice may cost twice. The caller decides.
+- Idempotency: there is none upstream; asking twice may cost twice. The caller decides (`StepRequest.again`).
+- Money: whenever control leaves the engine, `StepRequest.exposure` holds a bound of what the attempt costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
@@ -95,6 +96,20 @@ class HistoryMessage(msgspec.Struct, frozen=True, kw_only=True):
     content: msgspec.Raw
 
 
+class Exposure:
+    """What a call that has not ended well may be billed; its engine keeps this up to date for its caller.
+
+    `unbilled`: certainly nothing. `at_most_usd_micros`: a bound of its price, None while only `max_tokens`
+    bounds it. Both are of the attempt under way: an attempt before it was told of by `StepRequest.again`.
+    """
+
+    __slots__ = ("at_most_usd_micros", "unbilled")
+
+    def __init__(self) -> None:
+        self.unbilled = True
+        self.at_most_usd_micros: int | None = None
+
+
 class StepRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything one model call needs.
 
@@ -111,6 +126,9 @@ class StepRequest(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str
     user_ref: str
     """An opaque stable reference to the user (never an id of ours, a name or an address)."""
+    exposure: Exposure = msgspec.field(default_factory=Exposure)
+    again: Callable[[], Awaitable[None]] | None = None
+    """Awaited before an attempt that follows one which may be billed; what it raises ends the call."""
 
 
 class Engine(Protocol):

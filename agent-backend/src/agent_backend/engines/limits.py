@@ -41,8 +41,11 @@ class TransientError(EngineError):
         retry_after: float | None = None,
         status: int | None = None,
         request_id: str | None = None,
+        unbilled: bool = False,
     ) -> None:
-        super().__init__(code, detail, retryable=True, status=status, request_id=request_id)
+        super().__init__(
+            code, detail, retryable=True, status=status, request_id=request_id, unbilled=unbilled
+        )
         self.retry_after = retry_after
 
 

@@ -67,6 +67,9 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     messages: list[HistoryMessage]
 
 
+UNSEEN_TOKENS = 1024
+"""Tokens a provider may have written beyond what arrived when a stream is closed: docs/design/budgets.md."""
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -126,24 +129,27 @@ class MessagesEngine:
         total_at = loop.time() + self._timeouts.total
         retries = Retries(self._policy, self._random)
         while True:
+            answer, parser = make_answer(), SseParser()
             try:
-                arrivals = await transport.post(body, total_at)
-                try:
-                    answer, parser = make_answer(), SseParser()
-                    while not answer.finished:
-                        chunk = await arrivals.read(started=answer.started)
-                        if events := _advance(answer, parser, chunk, arrivals, model):
-                            yield events
-                        if answer.failure is not None:
-                            answer.failure.request_id = arrivals.request_id
-                            raise answer.failure
-                    await arrivals.drain()
-                finally:
-                    arrivals.close()
+                with _Exposed(request, model, answer):
+                    arrivals = await transport.post(body, total_at)
+                    try:
+                        while not answer.finished:
+                            chunk = await arrivals.read(started=answer.started)
+                            if events := _advance(answer, parser, chunk, arrivals, model):
+                                yield events
+                            if answer.failure is not None:
+                                answer.failure.request_id = arrivals.request_id
+                                raise answer.failure
+                        await arrivals.drain()
+                    finally:
+                        arrivals.close()
             except TransientError as error:
                 wait = retries.wait_after(error)
                 if wait is None or loop.time() + wait > total_at:
                     raise
+                if request.again is not None and not error.unbilled:
+                    await request.again()
             else:
                 return
             await self._sleep(wait)
@@ -198,6 +204,34 @@ def cost_usd_micros(usage: Usage, model: Model) -> int:
         cache_write_1h=usage.cache_write_1h_input_tokens,
         output=usage.output_tokens,
     )
+
+
+class _Exposed:
+    """Keeps a request's exposure while an attempt is made (a generator would cost at every arrival)."""
+
+    __slots__ = ("_answer", "_model", "_request")
+
+    def __init__(self, request: StepRequest, model: Model, answer: Answer) -> None:
+        self._request = request
+        self._model = model
+        self._answer = answer
+
+    def __enter__(self) -> None:
+        self._request.exposure.unbilled = False
+        self._request.exposure.at_most_usd_micros = None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is None:
+            return
+        exposure, answer = self._request.exposure, self._answer
+        exposure.unbilled = isinstance(error, EngineError) and error.unbilled
+        if answer.started:
+            # Where we close the stream, or the provider has, little more can be written. One that broke, or
+            # fell silent, may be written to its end for nobody.
+            closed = answer.failure is error or isinstance(error, (GeneratorExit, asyncio.CancelledError))
+            unseen = UNSEEN_TOKENS if closed else self._request.max_tokens
+            usage = answer.usage_at_most(self._request.max_tokens, unseen)
+            exposure.at_most_usd_micros = cost_usd_micros(usage, self._model)
 
 
 def _advance(

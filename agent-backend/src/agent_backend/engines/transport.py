@@ -86,11 +86,13 @@ class Transport:
                 if response.status != 200:
                     raise await _refusal(response)
         except aiohttp.ConnectionTimeoutError:
-            raise TransientError("provider_connect_timeout", "no connection in time") from None
+            raise TransientError("provider_connect_timeout", "no connection in time", unbilled=True) from None
         except TimeoutError:
             raise _timed_out(phase, started=False) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise TransientError("provider_unreachable", type(error).__name__) from None
+            # Without a connection nothing was sent; one that broke later may have carried the request.
+            unbilled = isinstance(error, aiohttp.ClientConnectorError)
+            raise TransientError("provider_unreachable", type(error).__name__, unbilled=unbilled) from None
         return Arrivals(response, self.timeouts, total_at)
 
     async def aclose(self) -> None:
@@ -224,12 +226,18 @@ async def _refusal(response: aiohttp.ClientResponse) -> EngineError:
         response.close()
     code = _CODES.get(status, "provider_unavailable" if status >= 500 else "provider_error")
     retry_after = _seconds(response.headers.get("retry-after"))
+    # Refused before the model began. Of a 500 or 504 nobody knows how far it had come.
+    unbilled = status < 500 or status == 529
     # A 429 without retry-after is a spend limit: waiting does not help (docs, "Rate limits").
     if status in _TRANSIENT or (status == 429 and retry_after is not None):
-        return TransientError(code, detail, retry_after=retry_after, status=status, request_id=request_id)
+        return TransientError(
+            code, detail, retry_after=retry_after, status=status, request_id=request_id, unbilled=unbilled
+        )
     if status == 429:
         code = "provider_spend_limit"
-    return EngineError(code, detail, retryable=status >= 500, status=status, request_id=request_id)
+    return EngineError(
+        code, detail, retryable=status >= 500, status=status, request_id=request_id, unbilled=unbilled
+    )
 
 
 async def _body(content: aiohttp.StreamReader) -> bytes:
