@@ -240,7 +240,7 @@ async def test_too_many_steps_end_the_turn(pair: Pair, as_user: AsUser) -> None:
     session = await a.new_session()
     content = say(thinking=0, tool="get_daily_metrics", args=STEPS_ARGS, rounds=50)
     events = await take(a.answer(session, content))
-    assert events[-1].event["code"] == "step_limit"
+    assert events[-1].event["result"] == {"stopReason": "notice", "notice": "budget.steps"}
     await _still_works(a, session)
 
 

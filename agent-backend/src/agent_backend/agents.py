@@ -41,10 +41,12 @@ class ModelLimits(Protocol):
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of one turn: model calls, and their price in millionths of a US dollar."""
+    """Bounds of one turn (model calls, and their price in millionths of a US dollar) and of a user's day."""
 
     max_steps: int
     usd_micros_per_turn: int
+    usd_micros_per_user_day: int | None = None
+    """What all turns of one user with this agent may cost in a day (UTC)."""
 
 
 class Agent(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +72,7 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
 class _Budget(msgspec.Struct, forbid_unknown_fields=True):
     max_steps: Annotated[int, msgspec.Meta(ge=1, le=200)]
     usd_per_turn: Annotated[float, msgspec.Meta(gt=0, le=1000)]
+    usd_per_user_day: Annotated[float, msgspec.Meta(gt=0, le=100_000)] | None = None
 
 
 class _FrontMatter(msgspec.Struct, forbid_unknown_fields=True):
@@ -162,6 +165,9 @@ def _read(
         budget=Budget(
             max_steps=front.budget.max_steps,
             usd_micros_per_turn=round(front.budget.usd_per_turn * 1_000_000),
+            usd_micros_per_user_day=None
+            if front.budget.usd_per_user_day is None
+            else round(front.budget.usd_per_user_day * 1_000_000),
         ),
         on_busy=front.on_busy,
         system=system,

@@ -20,11 +20,12 @@ from agent_backend.db.pool import Database
 from agent_backend.engines.base import Engine
 from agent_backend.engines.messages import MessagesEngine
 from agent_backend.errors import MigrationError, OperatorError
-from agent_backend.prices import models
+from agent_backend.prices import micros, models
 from agent_backend.settings import Settings
 from agent_backend.telemetry import Log, metrics, note_boot_phase
 from agent_backend.tools.registry import TOOLS
 from agent_backend.turns.machine import Machine
+from agent_backend.turns.spending import Limits
 from agent_backend.web import (
     agents,
     agui,
@@ -37,6 +38,7 @@ from agent_backend.web import (
     sse,
     tool_calls,
     turns,
+    usage,
     websocket,
 )
 from agent_backend.web.operations import Operation, SocketOperation, routes, unknown_path
@@ -52,6 +54,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *samples.OPERATIONS,
     *me.OPERATIONS,
     *consents.OPERATIONS,
+    *usage.OPERATIONS,
     *health.OPERATIONS,
 )
 SOCKETS: tuple[SocketOperation, ...] = websocket.SOCKETS
@@ -126,6 +129,12 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Services:
         group_commit_seconds=settings.group_commit_ms / 1000,
         event_retention_days=settings.event_retention_days,
         call_seconds=settings.tool_call_seconds,
+        limits=Limits(
+            user_day=micros(settings.user_usd_per_day),
+            user_month=micros(settings.user_usd_per_month),
+            global_day=micros(settings.global_usd_per_day),
+            global_month=micros(settings.global_usd_per_month),
+        ),
         agents=loaded,
         tools=TOOLS,
         engines=engines,

@@ -94,8 +94,7 @@ class ConsentRequired(RequestError):
     code = "consent_required"
 
     def __init__(self, detail: str, *, missing: tuple[MissingConsent, ...]) -> None:
-        super().__init__(detail)
-        self.missing = missing
+        super().__init__(detail, members={"missing": [each._asdict() for each in missing]})
 
 
 class NotFound(RequestError):

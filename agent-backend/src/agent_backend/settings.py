@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal, NoReturn, TypeAlias, TypeVar
 from urllib.parse import urlsplit
@@ -102,6 +103,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """When events of finished turns shrink to their messages; 0 keeps them."""
     tool_call_seconds: float
     """How long a call waits for a device or for the user's yes."""
+    user_usd_per_day: Decimal
+    """What one user's model calls may cost; days and months are UTC's."""
+    user_usd_per_month: Decimal
+    global_usd_per_day: Decimal
+    """What all users' model calls together may cost."""
+    global_usd_per_month: Decimal
     max_body_bytes: int
     log_level: LogLevel
 
@@ -134,6 +141,10 @@ VARIABLES: dict[str, str] = {
     "FLY_API_SOCKET": "Unix socket of the machine's own API, for SLEEP=suspend (default /.fly/api)",
     "EVENT_RETENTION_DAYS": "0 to 3650, 0 keeps all (default 30)",
     "TOOL_CALL_SECONDS": "how long a device or the user has to answer a call, 1 to 86400 (default 120)",
+    "USER_USD_PER_DAY": "0.01 to 1000000, of one user's model calls (default 1, in development 1000)",
+    "USER_USD_PER_MONTH": "0.01 to 1000000 (default 10, in development 10000)",
+    "GLOBAL_USD_PER_DAY": "0.01 to 1000000, of all users together (default 20, in development 10000)",
+    "GLOBAL_USD_PER_MONTH": "0.01 to 1000000 (default 200, in development 100000)",
     "MAX_BODY_BYTES": "1024 to 33554432 (default 1048576)",
     "LOG_LEVEL": "debug | info | warning | error (default info)",
 }
@@ -194,6 +205,18 @@ class _Reader:
         if not low <= float(value) <= high:
             self.wrong(name, f"is {value}, which is not from {low:g} to {high:g}")
         return float(value)
+
+    def usd(self, name: str, default: int) -> Decimal:
+        """Return an amount of money, exact to a micro-dollar."""
+        value = self.get(name)
+        if value is None:
+            return Decimal(default)
+        if not re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,6})?", value):
+            self.wrong(name, f"is {value[:40]!r}, which is not an amount of US dollars such as 2.50")
+            return Decimal(default)
+        if not Decimal("0.01") <= Decimal(value) <= 1_000_000:
+            self.wrong(name, f"is {value}, which is not from 0.01 to 1000000")
+        return Decimal(value)
 
     def url(self, name: str, default: str | None, *schemes: str, secret: bool = False) -> str | None:
         value = self.get(name)
@@ -271,6 +294,10 @@ def _read(reader: _Reader) -> Settings:
         fly_api_socket=Path(reader.get("FLY_API_SOCKET") or "/.fly/api"),
         event_retention_days=reader.seconds("EVENT_RETENTION_DAYS", 30, 0, 3650),
         tool_call_seconds=reader.seconds("TOOL_CALL_SECONDS", 120, 1, 86_400),
+        user_usd_per_day=reader.usd("USER_USD_PER_DAY", 1000 if development else 1),
+        user_usd_per_month=reader.usd("USER_USD_PER_MONTH", 10_000 if development else 10),
+        global_usd_per_day=reader.usd("GLOBAL_USD_PER_DAY", 10_000 if development else 20),
+        global_usd_per_month=reader.usd("GLOBAL_USD_PER_MONTH", 100_000 if development else 200),
         max_body_bytes=reader.number("MAX_BODY_BYTES", 1024 * 1024, 1024, 32 * 1024 * 1024),
         log_level=reader.one_of("LOG_LEVEL", "info", _LOG_LEVELS),
     )

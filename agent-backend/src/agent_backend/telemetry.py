@@ -203,6 +203,16 @@ class Metrics:
         self.model_tokens: defaultdict[str, int] = defaultdict(int)
         """kind (input, cache_read, cache_write, output) -> tokens."""
         self.model_cost_usd_micros = 0
+        self.ledger_calls: defaultdict[str, int] = defaultdict(int)
+        """state (settled, estimated, released) -> calls closed with their step."""
+        self.orphans_charged = 0
+        """Calls charged as estimated because their owner died or lost the session."""
+        self.over_reserved = 0
+        """Calls that came to more than was reserved for them: a bound that was none."""
+        self.over_budget: defaultdict[str, int] = defaultdict(int)
+        """scope -> model calls that a budget did not allow."""
+        self.budget: dict[tuple[str, str], int] = {}
+        """(global_day or global_month, spent, reserved or left) -> micro-dollars, of all machines."""
         self.db_pool_in_use: Callable[[], int] = lambda: 0
         """Asked at each scrape; the app sets it once the pool is open."""
         self.suspends = 0
@@ -229,6 +239,14 @@ def _counters(of: Metrics) -> Iterable[tuple[str, str, Sequence[Sample]]]:
         [({"outcome": outcome}, n) for outcome, n in of.model_calls.items()],
     )
     yield "model_tokens", "Tokens billed", [({"kind": kind}, n) for kind, n in of.model_tokens.items()]
+    yield (
+        "ledger_calls",
+        "Model calls closed",
+        [({"state": state}, n) for state, n in of.ledger_calls.items()],
+    )
+    yield "ledger_orphans", "Model calls charged for who did not close them", [({}, of.orphans_charged)]
+    yield "ledger_over_reserved", "Model calls beyond their worst case", [({}, of.over_reserved)]
+    yield "over_budget", "Model calls not made", [({"scope": s}, n) for s, n in of.over_budget.items()]
     yield "suspends", "Times this process had its machine suspended", [({}, of.suspends)]
     yield "thaws", "Times this process had stood still", [({}, of.thaws)]
     yield "model_cost_usd", "Price of the model calls", [({}, of.model_cost_usd_micros / 1e6)]
@@ -238,6 +256,10 @@ def _gauges(of: Metrics) -> Iterable[tuple[str, str, Sequence[Sample]]]:
     yield "streams_open", "Readers being served", [({}, of.streams_open)]
     yield "sessions_owned", "Sessions this machine holds", [({}, of.sessions_owned)]
     yield "db_pool_in_use", "Database connections in use", [({}, of.db_pool_in_use())]
+    budget: list[Sample] = [
+        ({"scope": scope, "kind": kind}, micros / 1e6) for (scope, kind), micros in of.budget.items()
+    ]
+    yield "budget_usd", "How the global budgets stand", budget
     phases: list[Sample] = [({"phase": phase}, seconds) for phase, seconds in of.boot_seconds.items()]
     yield "boot_seconds", "Seconds from process start to the end of a boot phase", phases
 

@@ -127,7 +127,7 @@ async def test_usage_and_bounds_count_over_parking(fleet: Fleet) -> None:
         call = await waiting(fleet, machine, session)
         await Parked(fleet, machine, session, turn, call).answer()
     events = await fleet.until_end(machine, session)
-    assert msgspec.json.decode(events[-1].event)["code"] == "step_limit"
+    assert msgspec.json.decode(events[-1].event)["result"]["notice"] == "budget.steps"
     row = await store.read_turn(machine.database, fleet.user, session, turn)
     assert row is not None
     assert row.model_calls == 3

@@ -27,7 +27,8 @@ _PUT_SESSION = "SELECT * FROM put_session($1, $2, $3, $4, $5, $6)"
 _ACCEPT = (
     "SELECT r.status, r.state, r.owner, r.started, r.missing, r.cursor_epoch, r.cursor_n, "
     + CLAIM_COLUMNS.format("r.claim")
-    + " FROM accept_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, p_consents => $13, p_limits => $14) r"
+    + " FROM accept_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,"
+    + " p_consents => $13, p_limits => $14) r"
 )
 _CANCEL = (
     "SELECT r.status, r.state, r.owner, "
@@ -73,7 +74,8 @@ class Accepted(NamedTuple):
     """What became of a turn.
 
     `status` is created | same | conflict | not_found | busy | queue_full | consent_required (`missing`: the
-    purposes), or the used-up budget, a `ledger.Scope`. `claim` is set when this call took the session, `started` when the turn already runs.
+    purposes), or the used-up budget, a `ledger.Scope`. `claim` is set when this call took the session,
+    `started` when the turn already runs.
     """
 
     status: str
@@ -223,8 +225,8 @@ async def accept(
 ) -> Accepted:
     """Accept a turn; the session is claimed and the turn begun in the same call where possible.
 
-    `consents`: what it needs, as JSON (see `db.consents`); None: nothing. `limits`: the budgets it must fit in,
-    as JSON (`over_budget` in 0009_ledger); None: none.
+    `consents`: what it needs, as JSON (see `db.consents`). `limits`: the budgets it must fit in, as JSON
+    (`over_budget` in 0009_ledger).
     """
     row = await database.fetchrow(
         _ACCEPT,

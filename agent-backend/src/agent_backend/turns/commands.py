@@ -14,6 +14,7 @@ from agent_backend.consents import REQUIRED, Purpose
 from agent_backend.db import consents as consents_store
 from agent_backend.db import sessions as store
 from agent_backend.db import tool_calls
+from agent_backend.db.ledger import SCOPES
 from agent_backend.db.pool import Database
 from agent_backend.errors import Conflict, NotFound, TooManyRequests
 from agent_backend.sessions import CallStatus, OnBusy
@@ -22,6 +23,7 @@ from agent_backend.turns.consent import Consents
 from agent_backend.turns.fanout import Hub
 from agent_backend.turns.notifier import Notifier
 from agent_backend.turns.runner import Runner
+from agent_backend.turns.spending import Spending, refuse
 from agent_backend.turns.turn import run_started
 from agent_backend.turns.versions import AgentVersions, DeviceTool
 
@@ -47,6 +49,7 @@ class Commands:
         consents: Consents,
         dead: Callable[[], list[UUID]],
         sweep_soon: Callable[[], None],
+        spending: Spending,
     ) -> None:
         self._database = database
         self._incarnation = incarnation
@@ -57,6 +60,7 @@ class Commands:
         self._consents = consents
         self._dead = dead
         self._sweep_soon = sweep_soon
+        self._spending = spending
 
     async def put_session(
         self,
@@ -102,7 +106,7 @@ class Commands:
         """Accept a user message; once this returns it will be answered, whatever happens to this machine.
 
         Raises NotFound, Conflict (a different turn under this id; `reject` while busy), TooManyRequests,
-        ConsentRequired.
+        ConsentRequired, BudgetExceeded.
         """
         content = msgspec.json.encode([{"type": "text", "text": text}]).decode()
         own_id = message_id or str(turn_id)
@@ -123,6 +127,7 @@ class Commands:
                 dead=self._dead(),
                 max_queue=MAX_QUEUE,
                 consents=self._consents.required("model_call"),
+                limits=self._spending.limits,
             )
             if accepted.status == "created":
                 self._consents.note_given(user_id, "model_call", asked)
@@ -276,5 +281,7 @@ def _raise_for(status: str) -> None:
             raise Conflict("A turn is running, and on_busy is 'reject'.")
         case "queue_full":
             raise TooManyRequests("Too many turns are waiting in this session.", retry_after=5)
+        case scope if scope in SCOPES:
+            raise refuse(scope)
         case _:
             pass

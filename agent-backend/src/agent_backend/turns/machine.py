@@ -26,6 +26,7 @@ from agent_backend.turns.recovery import Recovery
 from agent_backend.turns.runner import Runner
 from agent_backend.turns.settling import Settler
 from agent_backend.turns.situation import SituationReader
+from agent_backend.turns.spending import Limits, Spending
 from agent_backend.turns.toolbox import Toolbox
 from agent_backend.turns.versions import AgentVersions
 
@@ -35,6 +36,7 @@ _log = Log("machine")
 _FIRST_COMPACTION_SECONDS = 60.0
 _COMPACTION_SECONDS = 3600.0
 _COMPACTION_BATCH = 200
+_LEDGER_SECONDS = 10.0
 _AGAIN_SECONDS = 1.0
 _LAST_COMMIT_SECONDS = 1.0
 """For what is shown and not persisted when the runs end; the rest is shown anew after the takeover."""
@@ -52,6 +54,7 @@ class Machine:
         group_commit_seconds: float,
         event_retention_days: float = 0,
         call_seconds: float = 120,
+        limits: Limits | None = None,
         agents: Mapping[str, Agent],
         tools: Mapping[str, Tool],
         engines: Mapping[str, Engine],
@@ -73,6 +76,7 @@ class Machine:
         )
         self._versions = AgentVersions(database, agents, tools)
         self.consents = Consents(database, consents)
+        self._spending = Spending(database, self.incarnation, limits or Limits(), agents, tools)
         self._runner = Runner(
             database=database,
             incarnation=self.incarnation,
@@ -86,6 +90,7 @@ class Machine:
             situation_of=SituationReader(database),
             consents=self.consents,
             call_seconds=call_seconds,
+            spending=self._spending,
         )
         self._recovery = Recovery(
             database=database,
@@ -106,6 +111,7 @@ class Machine:
             consents=self.consents,
             dead=lambda: self._recovery.dead,
             sweep_soon=self._recovery.sweep_soon,
+            spending=self._spending,
         )
         self._work: dict[str, asyncio.Task[None]] = {}
 
@@ -153,6 +159,7 @@ class Machine:
             "group commit": self._committer.run,
             "notifier": self._notifier.run,
             "compaction": self._compact_forever,
+            "ledger": self._tend_forever,
         }
         self._work = {name: asyncio.create_task(_keep(name, run), name=name) for name, run in work.items()}
 
@@ -167,6 +174,16 @@ class Machine:
             shrunk = _COMPACTION_BATCH
             while shrunk == _COMPACTION_BATCH:
                 shrunk = await compact(self.database, self._retention_days, _COMPACTION_BATCH)
+
+    async def _tend_forever(self) -> None:
+        """Keep the ledger in order, but not while the machine is to be suspended."""
+        while True:
+            await asyncio.sleep(_LEDGER_SECONDS)
+            if not self.resting:
+                try:
+                    await self._spending.tend()
+                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                    _log.warning("ledger_untended", error=error)
 
     async def finish_turns(self, seconds: float) -> None:
         """Give running turns so long to end; what still runs then is given back in mid-turn by `stop`."""

@@ -22,6 +22,7 @@ from agent_backend.turns.consent import Consents
 from agent_backend.turns.fanout import Hub, LiveSession
 from agent_backend.turns.notifier import Notifier
 from agent_backend.turns.settling import Settler
+from agent_backend.turns.spending import Spending
 from agent_backend.turns.toolbox import Toolbox
 from agent_backend.turns.turn import SituationOf, TurnRun, run_started
 from agent_backend.turns.versions import AgentVersions
@@ -53,6 +54,7 @@ class Runner:
         situation_of: SituationOf,
         consents: Consents,
         call_seconds: float,
+        spending: Spending,
     ) -> None:
         self._database = database
         self._incarnation = incarnation
@@ -66,6 +68,7 @@ class Runner:
         self._situation_of = situation_of
         self._consents = consents
         self._call_seconds = call_seconds
+        self._spending = spending
         self._tasks: set[asyncio.Task[None]] = set()
         self._thawed_at = float("-inf")
 
@@ -114,6 +117,7 @@ class Runner:
         live.turn_id = claim.turn_id
         if claim.turn_state == "queued":
             claim = await self._start(live, claim)
+        turn_id = live.turn_id
         agent = await self._versions.get(claim.agent_version)
         turn = TurnRun(
             live,
@@ -127,6 +131,7 @@ class Runner:
             consents=self._consents,
             restarts=self._recently_thawed,
             call_seconds=self._call_seconds,
+            account=self._spending.account(live, turn_id),
         )
         if claim.attempts > MAX_ATTEMPTS:
             return await turn.fail("gave_up", "This turn could not be finished.")

@@ -19,6 +19,7 @@ import asyncpg
 
 from agent_backend.db import sessions as store
 from agent_backend.db import tool_calls
+from agent_backend.db.ledger import CallEnd
 from agent_backend.db.pool import Database
 from agent_backend.db.tool_calls import ParkedCall
 from agent_backend.errors import LeaseLost
@@ -58,6 +59,7 @@ class Settler:
         final_state: FinalState | None = None,
         error_code: str | None = None,
         effect: Effect | None = None,
+        call: CallEnd | None = None,
     ) -> store.Settled:
         """Settle one step; `events` (at least one) are published afterwards.
 
@@ -78,6 +80,7 @@ class Settler:
                 final_state=final_state,
                 error_code=error_code,
                 usage=usage,
+                call=call,
             )
             settled = await self._send(live, step, effect)
         self._publish(live, len(pending), numbered)

@@ -24,14 +24,16 @@ from agent_backend.db.leases import Claim
 from agent_backend.db.pool import Database
 from agent_backend.db.tool_calls import ParkedCall, ToolCallRow
 from agent_backend.engines.base import Engine, StepDone, StepRequest
-from agent_backend.errors import EngineError, LeaseLost
+from agent_backend.errors import EngineError, LeaseLost, OverBudget
 from agent_backend.sessions import FinalState
 from agent_backend.telemetry import Log, metrics, note_first
 from agent_backend.tools.base import ToolResult
 from agent_backend.transcript import StoredMessage, to_agui, with_notice
 from agent_backend.turns import consent, history, parking
 from agent_backend.turns.fanout import Interrupted, LiveSession
+from agent_backend.turns.last_words import last_words
 from agent_backend.turns.settling import Settler
+from agent_backend.turns.spending import TurnAccount
 from agent_backend.turns.step import StepWriter
 from agent_backend.turns.toolbox import Toolbox
 from agent_backend.turns.versions import FrozenAgent
@@ -75,6 +77,7 @@ class TurnRun:
         situation_of: SituationOf,
         consents: consent.Consents,
         call_seconds: float,
+        account: TurnAccount,
         restarts: Callable[[], bool] = lambda: False,
     ) -> None:
         assert claim.turn_id is not None, "a turn is claimed with its session"
@@ -89,6 +92,7 @@ class TurnRun:
         self._situation_of = situation_of
         self._consents = consents
         self._restarts = restarts
+        self._account = account
         self._call_seconds = call_seconds
         self._calls: dict[str, ToolCallRow] = {}
         self._stored: list[StoredMessage] = []
@@ -109,20 +113,28 @@ class TurnRun:
             calls = history.open_calls(self._stored)
             over = None if calls else self._over_budget()
             if over is not None:
-                return (await self._fail(*over)).next
+                return (await self._over(over)).next
             settled = await (self._tool_step(calls) if calls else self._model_step())
             if isinstance(settled, _Ended):
                 return settled.next
             if settled.cancel:
                 self._live.request_cancel(self._turn_id)
 
-    def _over_budget(self) -> tuple[str, str] | None:
-        """Return code and explanation if the agent's bounds of a turn allow no further model call."""
+    def _over_budget(self) -> str | None:
+        """Return which of the agent's bounds of a turn allows no further model call."""
         if self._usage.model_calls >= self._agent.max_steps:
-            return "step_limit", "The turn took more steps than this agent may take."
+            return "steps"
         if self._usage.cost_usd_micros >= self._agent.usd_micros_per_turn:
-            return "budget_exceeded", "This turn has used up its budget."
+            return "turn"
         return None
+
+    async def _over(self, cause: str, resets_at: dt.datetime | None = None) -> _Ended:
+        """End with the coach's last words: a budget allows no further model call."""
+        assert self._situation is not None, "loaded first"
+        situation = self._situation
+        return await self.say(
+            last_words(cause, resets_at, situation.locale, situation.time_zone), "completed"
+        )
 
     async def _load(self) -> None:
         """Bring the history into memory; the first turn of a session needs no query for it."""
@@ -182,6 +194,8 @@ class TurnRun:
                 # Not the model's failure: the step begins anew under a new epoch, as after a crash.
                 raise LeaseLost from error
             return await self._fail(error.code, _explain(error), writer)
+        except OverBudget as over:
+            return await self._over(over.scope, over.resets_at)
         _count(done)
         return await self._after_model(writer, done)
 
@@ -201,6 +215,7 @@ class TurnRun:
         )
         live.enter_step(self._turn_id)
         try:
+            request = await self._account.reserve(request)
             async with aclosing(self._engine.stream(request)) as stream:
                 async for batch in stream:
                     events = writer.feed(batch)
@@ -214,6 +229,7 @@ class TurnRun:
         finally:
             live.leave_step()
         assert writer.done is not None, "an engine ends with StepDone or raises"
+        self._account.ended(writer.done)
         return writer.done
 
     async def _after_model(self, writer: StepWriter, done: StepDone) -> store.Settled | _Ended:
@@ -230,6 +246,9 @@ class TurnRun:
             if not closing:
                 # Every settle has a place in the log; a pause without visible output has nothing to close.
                 return await self._fail("model_paused", "The model paused without output.", writer)
+            return await self._settle(closing, messages, usage=usage)
+        if done.stop_reason == "max_tokens" and self._account.shortened and closing:
+            # Cut because the budget is at its end: the next reservation says which, and the coach says so.
             return await self._settle(closing, messages, usage=usage)
         finished = self._finished(agui.SuccessOutcome(), {"stopReason": done.stop_reason}, done.model)
         return await self._end([*closing, finished], "completed", messages, usage=usage)
@@ -377,6 +396,7 @@ class TurnRun:
         error_code: str | None = None,
         usage: store.StepUsage = store.NO_USAGE,
     ) -> _Ended:
+        call = self._account.close()
         settled = await self._settler.settle(
             self._live,
             self._turn_id,
@@ -385,7 +405,9 @@ class TurnRun:
             usage=usage,
             final_state=state,
             error_code=error_code,
+            call=call,
         )
+        self._account.closed(call)
         metrics.turns[state] += 1
         seconds = time.monotonic() - self._began
         metrics.turn_seconds.observe(seconds)
@@ -435,9 +457,11 @@ class TurnRun:
         usage: store.StepUsage = store.NO_USAGE,
         effect: Any = None,
     ) -> store.Settled:
+        call = self._account.close()
         settled = await self._settler.settle(
-            self._live, self._turn_id, events, messages=messages, usage=usage, effect=effect
+            self._live, self._turn_id, events, messages=messages, usage=usage, effect=effect, call=call
         )
+        self._account.closed(call)
         for message in messages:
             self._remember(self._last_n() + 1, message)
         self._context = None

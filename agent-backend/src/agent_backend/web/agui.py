@@ -76,7 +76,7 @@ class RunAgentInput(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     tag="agui",
     body=RunAgentInput,
     stream=EventStream("The run's events.", agui.Event),
-    problems=(403, 404, 409, 429),
+    problems=(402, 403, 404, 409, 429),
 )
 async def run_agent(call: Call[RunAgentInput, None]) -> Response:
     """Take the last message as a turn, or as answers to one that waits, and stream it."""

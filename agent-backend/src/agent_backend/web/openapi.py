@@ -34,6 +34,7 @@ _REPLIES = {
 _PROBLEMS = {
     400: "The body, the query or a cursor cannot be read.",
     401: "There is no valid token.",
+    402: "A budget is used up; `scope` and `resets_at` say which and until when.",
     403: "The token is valid, and this is not allowed: `missing` names the consents it needs.",
     404: "No such thing for this user.",
     408: "The body did not arrive in time.",

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 import asyncpg
 import msgspec
 from starlette.responses import Response
 
 from agent_backend.errors import (
-    ConsentRequired,
     FieldError,
     InvalidRequest,
     RequestError,
@@ -93,6 +94,11 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     request_id: str
     errors: list[ProblemField] = []
     missing: list[ProblemConsent] = []
+    scope: str | None = None
+    """Which budget is used up."""
+    left_usd_micros: int | None = None
+    resets_at: dt.datetime | None = None
+    """When that budget is fresh again."""
 
 
 _encode = msgspec.json.Encoder().encode
@@ -137,13 +143,9 @@ def respond(error: RequestError, request_id: str) -> Response:
         code=code,
         request_id=request_id,
         errors=[ProblemField(*each) for each in error.errors],
-        missing=_missing(error),
+        **error.members,  # pyright: ignore[reportArgumentType] - each error knows what it adds
     )
     return Response(_encode(problem), error.status, _headers(error), MEDIA_TYPE)
-
-
-def _missing(error: RequestError) -> list[ProblemConsent]:
-    return [ProblemConsent(*each) for each in error.missing] if isinstance(error, ConsentRequired) else []
 
 
 def _headers(error: RequestError) -> dict[str, str]:

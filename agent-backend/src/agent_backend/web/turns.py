@@ -85,7 +85,7 @@ _DESCRIPTION = (
     body=TurnPut,
     replies={200: AcceptedTurn, 202: AcceptedTurn},
     stream=EventStream("The turn's events.", agui.Event),
-    problems=(400, 403, 404, 409, 429),
+    problems=(400, 402, 403, 404, 409, 429),
 )
 async def put_turn(call: Call[TurnPut, None]) -> Response:
     """Take the message; answer with the turn, or with its stream."""
