@@ -95,6 +95,7 @@ class ConsentRequired(RequestError):
 
     def __init__(self, detail: str, *, missing: tuple[MissingConsent, ...]) -> None:
         super().__init__(detail, members={"missing": [each._asdict() for each in missing]})
+        self.missing = missing
 
 
 class NotFound(RequestError):
