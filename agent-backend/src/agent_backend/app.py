@@ -11,6 +11,7 @@ from importlib import import_module
 import asyncpg
 from starlette.routing import Router
 
+from agent_backend import safety
 from agent_backend.agents import load_agents
 from agent_backend.auth import Authenticator
 from agent_backend.consents import load as load_consents
@@ -168,6 +169,7 @@ async def warm(services: Services) -> None:
     await asyncio.to_thread(import_module, "jwt.algorithms")
     await services.authenticator.warm()
     await services.machine.warm()
+    await asyncio.to_thread(safety.warm)
     note_boot_phase("warm")
 
 

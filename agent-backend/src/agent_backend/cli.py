@@ -113,6 +113,9 @@ def _check_config(_arguments: argparse.Namespace, env: Mapping[str, str]) -> int
         for error in errors.each:
             sys.stderr.write(f"agent-backend: {error.problem}\n  hint: {error.hint}\n")
         return EXIT_OPERATOR
+    from agent_backend.reviews import check  # noqa: PLC0415 - see the module's docstring
+
+    check(settings.environment, lambda warning: sys.stderr.write(f"agent-backend: {warning}\n"))
     values = {name: getattr(settings, name.lower()) for name in VARIABLES}
     for name, value in values.items():
         print(f"{name:<22}{'-' if value is None else value}")  # noqa: T201 - secrets show as Secret(***)

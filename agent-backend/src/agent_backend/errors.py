@@ -37,6 +37,8 @@ class RequestError(AgentBackendError):
 
     status = 400
     code = "bad_request"
+    safety: tuple[str, str] | None = None
+    """Category and fixed text when the message that was refused shows a red flag: it helps all the same."""
 
     def __init__(
         self,

@@ -192,6 +192,8 @@ class Metrics:
         """(operation, status) -> requests answered; 499 is a client that went away first."""
         self.turns: defaultdict[str, int] = defaultdict(int)
         """outcome -> turns ended."""
+        self.safety_flags: defaultdict[str, int] = defaultdict(int)
+        """category -> red flags answered with a fixed text; nothing about whose."""
         self.turn_seconds = Histogram(0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
         self.streams_open = 0
         """SSE responses and WebSocket subscriptions being served."""
@@ -232,6 +234,8 @@ def _counters(of: Metrics) -> Iterable[tuple[str, str, Sequence[Sample]]]:
     requests = [({"operation": op, "status": str(status)}, n) for (op, status), n in of.http_requests.items()]
     yield "http_requests", "Requests answered", requests
     yield "turns", "Turns ended", [({"outcome": outcome}, n) for outcome, n in of.turns.items()]
+    flags: list[Sample] = [({"category": category}, n) for category, n in of.safety_flags.items()]
+    yield "safety_flags", "Red flags answered with a fixed text", flags
     yield "segments_written", "Event segments committed", [({}, of.segments_written)]
     yield (
         "model_calls",

@@ -34,6 +34,7 @@ class Detector:
 
     def __init__(self, file: FlagFile) -> None:
         self._categories = {category.name: category for category in file.categories}
+        negators = set(file.sets[file.negation.negators].split())
         self._labels: list[tuple[str, str]] = []
         patterns: list[tuple[str, int]] = []
 
@@ -42,19 +43,21 @@ class Detector:
             patterns.extend((text, len(self._labels) - 1) for text in texts)
 
         for category in file.categories:
-            add("rule", category.name, category.rules)
+            meant = [rule for rule in category.rules if _names(rule, negators)]
+            add("rule", category.name, [rule for rule in category.rules if rule not in meant])
+            add("meant", category.name, meant)
             add("certain", category.name, category.certain)
             add("unless", category.name, category.unless_answer)
         for name, context in file.contexts.items():
             add("context", name, context)
         add(_IDIOM, "", file.idioms)
         add(_NOT_NEGATOR, "", file.negation.not_negators)
-        add(_NEGATOR, "", [file.negation.negators])
+        add(_NEGATOR, "", ["@" + file.negation.negators])
         add(_AFTERWARDS, "", file.negation.afterwards.split())
         add(_END, "", file.negation.ends.split())
         add(_OR, "", ["or|oder|noch|nor|bzw"])
         add(_BUT, "", ["but|aber|jedoch|doch|although|though|obwohl|trotzdem"])
-        self._matcher = Matcher(patterns, file.sets, file.typing.ordinary.split())
+        self._matcher = Matcher(patterns, file.sets, file.typing and file.typing.ordinary.split())
 
     def find(self, text: str) -> list[str]:
         """Return the categories found in a text, the most urgent first."""
@@ -63,11 +66,16 @@ class Detector:
         for span in self._matcher.spans(words):
             kind, name = self._labels[span.label]
             by_kind[kind].append((name, span))
-        if not by_kind["rule"] and not by_kind["certain"]:
+        if not by_kind["rule"] and not by_kind["meant"] and not by_kind["certain"]:
             return []
         reading = _Reading(words, by_kind)
         found = {name for name, span in by_kind["certain"] if not reading.in_idiom(span)}
-        found |= {name for name, span in by_kind["rule"] if reading.counts(span, self._categories[name])}
+        for kind in ("rule", "meant"):
+            found |= {
+                name
+                for name, span in by_kind[kind]
+                if reading.counts(span, self._categories[name], negatable=kind == "rule")
+            }
         found -= {name for name, _ in by_kind["unless"]}
         return [name for name in self._categories if name in found]
 
@@ -91,13 +99,13 @@ class _Reading:
     def in_idiom(self, span: Span) -> bool:
         return any(k in self._idioms for k in range(span.start, span.end))
 
-    def counts(self, span: Span, category: Category) -> bool:
+    def counts(self, span: Span, category: Category, *, negatable: bool) -> bool:
         if self.in_idiom(span):
             return False
         sentence = self._words.sentence[span.start]
         if any(self._holds(context, sentence) for context in category.unless):
             return False
-        if not self._negated(span):
+        if not negatable or not self._negated(span):
             return True
         return category.but_counts and self._buts.get(sentence, -1) >= span.end
 
@@ -141,6 +149,11 @@ class _Reading:
             if k in self._negators:
                 return True
         return False
+
+
+def _names(rule: str, words: set[str]) -> bool:
+    """Say whether a rule names one of these words itself; then a negation in it is meant."""
+    return any(word in words for item in rule.split() for word in item.split("|"))
 
 
 def _covered(spans: list[tuple[str, Span]]) -> set[int]:

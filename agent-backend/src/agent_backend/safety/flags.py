@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from functools import cache
 
+import msgspec
+
 from agent_backend.safety import Flag
 from agent_backend.safety.detector import Detector
 from agent_backend.safety.lexicon import Category, FlagFile, HelplineFile, TextFile, load
 
-_EU = frozenset("BE BG CY CZ DK EE ES FI FR GR HR HU IT LT LU LV MT NL PL PT RO SE SI SK IS NO".split())
+_EU = frozenset(
+    "BE BG CY CZ DK EE ES FI FR GR HR HU IT LT LU LV MT NL PL PT RO SE SI SK IS NO".split()  # noqa: SIM905
+)
 """Where 112 is the emergency number and the file names nothing more; the European Economic Area."""
 _SAME = {"LI": "CH", "UK": "GB"}
 _CRISIS = "suicidality"
@@ -78,7 +82,6 @@ def warm() -> None:
     """Read and compile everything."""
     in_message("warm", "en")
     in_answer("warm", "en")
-    in_follow_up("warm", "cardiac", "en")
     fixed_text("cardiac", "en")
 
 
@@ -96,10 +99,7 @@ def _answers() -> Detector:
 def _follow_ups() -> Detector:
     file = load("red_flags.json", FlagFile)
     again = Category(name="again", rules=[], certain=file.follow_up)
-    return Detector(FlagFile(
-        title=file.title, version=file.version, reviewed_by="", reviewed_on="", sources=[],
-        sets=file.sets, idioms=file.idioms, negation=file.negation, contexts={}, categories=[again], typing=file.typing,
-    ))
+    return Detector(msgspec.structs.replace(file, contexts={}, categories=[again], typing=None))
 
 
 @cache

@@ -47,8 +47,10 @@ class Category(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Negation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Words that negate what follows, those that (in German) also negate what stands before them, phrases
-    in which they do neither, and words that end their scope."""
+    """Words that negate what follows, and phrases in which they do not.
+
+    `negators` names a set; `afterwards` (in German) also negate what stands before them; `ends` end a scope.
+    """
 
     negators: str
     afterwards: str
@@ -71,7 +73,8 @@ class FlagFile(Reviewed, frozen=True, kw_only=True, forbid_unknown_fields=True):
     contexts: dict[str, list[str]]
     categories: list[Category]
     follow_up: list[str] = []
-    typing: Typing = Typing(ordinary="")
+    typing: Typing | None = None
+    """None: typing errors are not looked for."""
 
 
 class TextFile(Reviewed, frozen=True, kw_only=True, forbid_unknown_fields=True):

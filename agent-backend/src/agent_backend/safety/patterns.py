@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from itertools import permutations
 from typing import NamedTuple
 
@@ -54,13 +55,17 @@ class _Item(NamedTuple):
 class Matcher:
     """A set of labelled patterns, looked for together.
 
-    `sets` names sets of words; `ordinary` are words that are never taken for a mistyped other one.
+    `sets` names sets of words; `ordinary` are words that are never taken for a mistyped other one, None:
+    typing errors are not looked for.
     """
 
     def __init__(
-        self, patterns: Iterable[tuple[str, int]], sets: Mapping[str, str], ordinary: Iterable[str] = ()
+        self,
+        patterns: Iterable[tuple[str, int]],
+        sets: Mapping[str, str],
+        ordinary: Iterable[str] | None = None,
     ) -> None:
-        self._sets = sets
+        self._sets = {name: words.split() for name, words in sets.items()}
         self._ids: dict[str, int] = {}
         self._exact: dict[str, set[int]] = defaultdict(set)
         self._stems: dict[str, set[int]] = defaultdict(set)
@@ -71,9 +76,9 @@ class Matcher:
                 items = tuple(self._items(order))
                 self._starts[items[0].id].append((items, label))
         self._lengths = sorted({len(stem) for stem in self._stems})
-        self._ordinary = frozenset(fold(word) for word in ordinary)
-        self._single = self._single_letters()
-        self._typos = self._mistyped()
+        self._ordinary = frozenset(_fold(word) for word in ordinary or ())
+        self._single = {} if ordinary is None else self._single_letters()
+        self._typos = {} if ordinary is None else self._mistyped()
         self._known: dict[str, frozenset[int]] = {}
 
     # --- compiling ---
@@ -100,7 +105,7 @@ class Matcher:
     def _alternatives(self, part: str) -> Iterator[str]:
         for alternative in part.split("|"):
             if alternative.startswith("@"):
-                yield from self._sets[alternative[1:]].split()
+                yield from self._sets[alternative[1:]]
             else:
                 yield alternative
 
@@ -109,9 +114,9 @@ class Matcher:
         if number is not None:
             self._numbers.append((number[1] == ">=", int(number[2]), id_))
         elif word.endswith("*"):
-            self._stems[fold(word[:-1])].add(id_)
+            self._stems[_fold(word[:-1])].add(id_)
         else:
-            self._exact[fold(word)].add(id_)
+            self._exact[_fold(word)].add(id_)
 
     def _single_letters(self) -> dict[str, set[int]]:
         """Index words without their doubled letters: "selbsttötung" is often written with one t."""
@@ -133,8 +138,9 @@ class Matcher:
         index: dict[str, list[tuple[str, set[int]]]] = defaultdict(list)
         for word, ids in words.items():
             if len(word) >= _SWAP_LENGTH and word.isalpha():
+                entry = (word, ids)
                 for shorter in {word, *_shortened(word)}:
-                    index[shorter].append((word, ids))
+                    index[shorter].append(entry)
         return index
 
     # --- looking ---
@@ -187,6 +193,9 @@ class Matcher:
                     if end:
                         found.append(Span(start, end, label))
         return found
+
+
+_fold = cache(fold)
 
 
 def _match(items: tuple[_Item, ...], start: int, ids: list[frozenset[int]], words: Words) -> int:

@@ -1,8 +1,8 @@
 """Text as words: one spelling for what people spell in many ways. Linear in the text's length.
 
-    "Ich hab BRUSTSCHMERZEN!!"   -> ich hab brustschmerzen
-    "möchte", "moechte"          -> mochte
-    "k1ll mys3lf", "s u i z i d" -> kill myself, suizid
+"Ich hab BRUSTSCHMERZEN!!"   -> ich hab brustschmerzen
+"möchte", "moechte"          -> mochte
+"k1ll mys3lf", "s u i z i d" -> kill myself, suizid
 """
 
 from __future__ import annotations
@@ -17,11 +17,21 @@ _SPELLED = 4
 """So many single letters in a row are a word that was spelled out."""
 
 _INVISIBLE = dict.fromkeys(
-    [0xAD, 0x34F, 0x61C, 0x180E, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070)]
-    + [*range(0xFE00, 0xFE10), *range(0xE0000, 0xE0080)]
+    [
+        0xAD,
+        0x34F,
+        0x61C,
+        0x180E,
+        0xFEFF,
+        *range(0x200B, 0x2010),
+        *range(0x202A, 0x202F),
+        *range(0x2060, 0x2070),
+        *range(0xFE00, 0xFE10),
+        *range(0xE0000, 0xE0080),
+    ]
 )
 _APOSTROPHES = dict.fromkeys(map(ord, "'\u2019\u02bc\u2018`\u00b4"))
-_LETTERS = str.maketrans({"ß": "ss", "æ": "a", "œ": "o", "ø": "o", "ł": "l", "ı": "i"})
+_LETTERS = str.maketrans({"ß": "ss", "æ": "a", "œ": "o", "ø": "o", "ł": "l", "\u0131": "i"})
 _DIGRAPHS = re.compile("([aou])e")
 _RUNS = re.compile(r"([^\W\d_])\1{2,}")
 _THOUSANDS = re.compile(r"(?<=\d)[.,'](?=\d{3}(?!\d))")
@@ -42,9 +52,13 @@ class Words(NamedTuple):
 
 def fold(text: str) -> str:
     """Return text in lower case, without diacritics, invisible characters and stretched letters."""
-    text = unicodedata.normalize("NFKC", text.translate(_INVISIBLE)).lower()
-    text = text.translate(_APOSTROPHES).translate(_LETTERS)
     if not text.isascii():
+        length = len(text)
+        # Single characters can become eighteen; nobody writes a message of such.
+        text = unicodedata.normalize("NFKC", text.translate(_INVISIBLE))[: 2 * length]
+    text = text.lower().translate(_APOSTROPHES)
+    if not text.isascii():
+        text = text.translate(_LETTERS)
         text = "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
     return _RUNS.sub(r"\1\1", _DIGRAPHS.sub(r"\1", text))
 

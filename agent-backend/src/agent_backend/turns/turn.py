@@ -29,7 +29,7 @@ from agent_backend.sessions import FinalState
 from agent_backend.telemetry import Log, metrics, note_first
 from agent_backend.tools.base import ToolResult
 from agent_backend.transcript import StoredMessage, to_agui, with_notice
-from agent_backend.turns import consent, history, parking
+from agent_backend.turns import consent, history, parking, safety
 from agent_backend.turns.fanout import Interrupted, LiveSession
 from agent_backend.turns.last_words import last_words
 from agent_backend.turns.settling import Settler
@@ -99,6 +99,7 @@ class TurnRun:
         self._context: StoredMessage | None = None
         self._situation: Situation | None = None
         self._writer: StepWriter | None = None
+        self._watch = safety.Watch(str(self._turn_id))
         self._usage = store.NO_USAGE
         self._began = time.monotonic()
 
@@ -110,6 +111,9 @@ class TurnRun:
             self._live.request_cancel(self._turn_id)
         await self._load()
         while True:
+            # Before anything that could refuse the step: help is named without consent, budget or model.
+            if words := await self._must_stop():
+                return (await self.say(words, "completed")).next
             calls = history.open_calls(self._stored)
             over = None if calls else self._over_budget()
             if over is not None:
@@ -119,6 +123,14 @@ class TurnRun:
                 return settled.next
             if settled.cancel:
                 self._live.request_cancel(self._turn_id)
+
+    async def _must_stop(self) -> FixedWords | None:
+        assert self._situation is not None, "loaded first"
+        return await self._watch.stop(self._stored, self._situation.locale)
+
+    async def _is_unsafe(self, content: list[dict[str, Any]]) -> bool:
+        assert self._situation is not None, "loaded first"
+        return await safety.flag_in_answer(content, self._situation.locale) is not None
 
     def _over_budget(self) -> str | None:
         """Return which of the agent's bounds of a turn allows no further model call."""
@@ -151,7 +163,8 @@ class TurnRun:
         self._situation = await self._situation_of(self._live.user_id)
         told = any(m.role == "system" and m.turn_id == str(self._turn_id) for m in self._stored)
         if not told:
-            block = msgspec.json.encode([{"type": "text", "text": self._situation.text}]).decode()
+            text = safety.told(self._situation.text, self._stored, str(self._turn_id))
+            block = msgspec.json.encode([{"type": "text", "text": text}]).decode()
             self._context = StoredMessage(0, "", str(self._turn_id), "system", block)
 
     async def _load_usage(self) -> None:
@@ -237,12 +250,15 @@ class TurnRun:
         self._usage = _add(self._usage, usage)
         if done.stop_reason == "refusal":
             return await self._refused(writer, usage)
-        messages = self._messages_for(writer.message_id, done.content)
-        closing = writer.closings()
-        if writer.showed_more_than(done.content):
-            closing.append(self._snapshot(messages))
         wants_tools = any(block["type"] == "tool_use" for block in done.content)
-        if wants_tools or done.stop_reason == "pause_turn":
+        # An answer that must not stand alone does not end the turn: what follows it is said next.
+        unsafe = not wants_tools and await self._is_unsafe(done.content)
+        content = safety.without_server_tools(done.content) if unsafe else done.content
+        messages = self._messages_for(writer.message_id, content)
+        closing = writer.closings()
+        if writer.showed_more_than(content):
+            closing.append(self._snapshot(messages))
+        if wants_tools or unsafe or done.stop_reason == "pause_turn":
             if not closing:
                 # Every settle has a place in the log; a pause without visible output has nothing to close.
                 return await self._fail("model_paused", "The model paused without output.", writer)

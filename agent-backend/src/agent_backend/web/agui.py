@@ -90,6 +90,7 @@ async def run_agent(call: Call[RunAgentInput, None]) -> Response:
         events = await _go_on(call, agent, answers)
     else:
         message_id, text = _user_message(body.messages)
+        call.said = text
         await _session(call, agent)
         accepted = await call.services.machine.commands.put_turn(
             call.user_id, body.thread_id, body.run_id, text=text, on_busy=None, message_id=message_id

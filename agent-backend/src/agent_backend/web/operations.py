@@ -33,6 +33,7 @@ from agent_backend.auth import Principal, bearer
 from agent_backend.errors import FieldError, InvalidRequest, NotFound, RequestTimeout, Unauthorized
 from agent_backend.telemetry import Log, metrics
 from agent_backend.turns.committer import CONNECTION_TROUBLE
+from agent_backend.web.danger import danger
 from agent_backend.web.problems import Broken, MethodNotAllowed, UpgradeRequired, respond, translate
 from agent_backend.web.requests import (
     ClientGone,
@@ -131,7 +132,7 @@ class _Exchange:
 class Call(_Exchange, Generic[BodyT, QueryT]):
     """One request, checked: its user, its body and query as declared, the process's services."""
 
-    __slots__ = ("_receive", "body", "query")
+    __slots__ = ("_receive", "body", "query", "said")
 
     body: BodyT
     query: QueryT
@@ -139,6 +140,8 @@ class Call(_Exchange, Generic[BodyT, QueryT]):
     def __init__(self, scope: Scope, receive: Receive) -> None:
         super().__init__(scope)
         self._receive = receive
+        self.said: str | None = None
+        """A user's message this request brings: refused, it is looked at for red flags (`web/danger`)."""
 
     @property
     def request(self) -> Request:
@@ -261,6 +264,8 @@ class Operation:
         if sending.status:
             # The client has seen a beginning; only a broken connection tells it that this is not the end.
             raise error
+        if call.said is not None:
+            known.safety = await danger(call.services, call.user_id, call.said, known, call.header)
         response = respond(known, call.request_id)
         if isinstance(known, (TooLargeToDrain, RequestTimeout)):
             response.raw_headers.append((b"connection", b"close"))

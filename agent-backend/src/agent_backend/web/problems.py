@@ -83,6 +83,13 @@ class ProblemConsent(msgspec.Struct, frozen=True):
     version: str
 
 
+class ProblemSafety(msgspec.Struct, frozen=True):
+    """A red flag in the message that was refused: show `text`, whatever else the problem says."""
+
+    category: str
+    text: str
+
+
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An RFC 9457 problem document; `missing` is the extension of `consent_required`."""
 
@@ -99,6 +106,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     left_usd_micros: int | None = None
     resets_at: dt.datetime | None = None
     """When that budget is fresh again."""
+    safety: ProblemSafety | None = None
 
 
 _encode = msgspec.json.Encoder().encode
@@ -144,6 +152,7 @@ def respond(error: RequestError, request_id: str) -> Response:
         request_id=request_id,
         errors=[ProblemField(*each) for each in error.errors],
         **error.members,  # pyright: ignore[reportArgumentType] - each error knows what it adds
+        safety=None if error.safety is None else ProblemSafety(*error.safety),
     )
     return Response(_encode(problem), error.status, _headers(error), MEDIA_TYPE)
 

@@ -94,6 +94,7 @@ async def put_turn(call: Call[TurnPut, None]) -> Response:
     if not text.strip():
         reason = "must not be blank"
         raise InvalidRequest(f"$.content: {reason}", errors=(FieldError("$.content", reason),))
+    call.said = text
     after = parse_cursor(call.header(b"last-event-id"), "Last-Event-ID") if call.accepts_events() else None
     accepted = await call.services.machine.commands.put_turn(
         call.user_id, session_id, turn_id, text=text, on_busy=call.body.on_busy
