@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from agent_backend import consents
+from agent_backend import consents, safety
 from agent_backend.agents import Agent, Budget
 from agent_backend.db.pool import Database
 from agent_backend.engines.messages import MessagesEngine
@@ -89,6 +89,7 @@ class Fleet:
             consents=self.catalogue,
             call_seconds=call_seconds,
         )
+        safety.warm()
         await made.start()
         self._stack.push_async_callback(made.stop)
         return made

@@ -40,8 +40,18 @@ def check_follow_up(text: str, category: str, locale: str) -> Flag | None:
     return flags.in_follow_up(text, category, locale)
 
 
+class _State:
+    warm = False
+
+
 def warm() -> None:
     """Read and compile the data files; takes some tens of milliseconds, and may run in a thread."""
     from agent_backend.safety import flags  # noqa: PLC0415 - not needed to boot
 
     flags.warm()
+    _State.warm = True
+
+
+def is_warm() -> bool:
+    """Say whether `warm` is done: until then a check is better made in a thread."""
+    return _State.warm

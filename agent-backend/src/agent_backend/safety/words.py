@@ -38,6 +38,8 @@ _THOUSANDS = re.compile(r"(?<=\d)[.,'](?=\d{3}(?!\d))")
 _TOKEN = re.compile(r"[^\W_]+(?:[@$*][^\W_]+)*|\.{2,}|[.!?\n\u2026;:,()\u2013\u2014]")
 _LEET = str.maketrans("0134578@$", "oleastbas")
 _LEET_I = str.maketrans("1", "i")
+_SPELLING = re.compile(r"(?<![^\W_])([^\W\d_])[._-](?=[^\W\d_](?![^\W_]))")
+"""A mark between two single letters."""
 _PAUSES = frozenset(",:()\u2013\u2014\u2026")
 """These end a clause; the other marks end a sentence. An ellipsis is a pause."""
 
@@ -68,7 +70,7 @@ def split(text: str) -> Words:
     words = Words([], [], [])
     clause = sentence = 0
     letters = 0
-    for token in _TOKEN.findall(_THOUSANDS.sub("", fold(text))):
+    for token in _TOKEN.findall(_SPELLING.sub(r"\1 ", _THOUSANDS.sub("", fold(text)))):
         if not token[0].isalnum():
             clause += 1
             sentence += token not in _PAUSES and not token.startswith("..")

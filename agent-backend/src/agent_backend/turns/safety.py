@@ -28,7 +28,7 @@ _log = Log("safety")
 PREFIX = "safety."
 _FOLLOWING = 3
 _LONG = 4_000
-"""Characters from which a text is checked in a thread: other turns go on meanwhile."""
+"""Characters from which a text is checked in a thread, so that other turns go on meanwhile."""
 
 
 def earlier_flag(stored: list[StoredMessage], turn_id: str) -> str | None:
@@ -109,7 +109,7 @@ def note(flag: Flag) -> None:
 
 
 async def _in_time(check: Callable[[str, str], Flag | None], text: str, locale: str) -> Flag | None:
-    if len(text) < _LONG:
+    if safety.is_warm() and len(text) < _LONG:
         return check(text, locale)
     return await asyncio.to_thread(check, text, locale)
 
