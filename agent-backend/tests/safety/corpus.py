@@ -85,7 +85,8 @@ def table(title: str, of: dict[tuple[str, str], Score]) -> str:
     """Return scores as text."""
     lines = [f"{title:<26}{'messages':>9}{'recall':>8}{'precision':>11}"]
     lines += [
-        f"{language} {category:<23}{score.found + score.missed:>9}{score.recall:>8.2f}{score.precision:>11.2f}"
+        f"{language} {category:<23}{score.found + score.missed:>9}"
+        f"{score.recall:>8.2f}{score.precision:>11.2f}"
         for (language, category), score in of.items()
     ]
     return "\n".join(lines)

@@ -185,11 +185,12 @@ class Matcher:
     def spans(self, words: Words) -> list[Span]:
         """Return every place where a pattern matches, in the order of their starts."""
         ids = [self.ids(word) for word in words.word]
+        limits = _limits(words)
         found: list[Span] = []
         for start, own in enumerate(ids):
             for id_ in own:
                 for items, label in self._starts.get(id_, ()):
-                    end = _match(items, start, ids, words)
+                    end = _match(items, start, ids, limits[start], words)
                     if end:
                         found.append(Span(start, end, label))
         return found
@@ -198,25 +199,41 @@ class Matcher:
 _fold = cache(fold)
 
 
-def _match(items: tuple[_Item, ...], start: int, ids: list[frozenset[int]], words: Words) -> int:
-    """Return where a match from `start` ends, 0 if there is none; takes bounded time."""
-    sentence = words.sentence[start]
+def _match(items: tuple[_Item, ...], start: int, ids: list[frozenset[int]], limit: int, words: Words) -> int:
+    """Return where a match from `start` ends, 0 if there is none before `limit`; takes bounded time."""
     reached = [start]
-    for item in items[1:]:
-        if item.id == _CLAUSE_END:
+    for id_, gap in items[1:]:
+        if id_ == _CLAUSE_END:
             reached = [k for k in reached if k + 1 == len(ids) or words.clause[k + 1] != words.clause[k]]
+        elif gap == 0:
+            reached = [k + 1 for k in reached if k + 1 < limit and id_ in ids[k + 1]]
         else:
-            last = reached[-1] + 2 + item.gap if reached else 0
-            reached = [
-                k
-                for k in range(reached[0] + 1, min(last, len(ids)))
-                if item.id in ids[k]
-                and words.sentence[k] == sentence
-                and any(0 < k - before <= item.gap + 1 for before in reached)
-            ]
+            reached = _within(id_, gap, reached, ids, limit)
         if not reached:
             return 0
     return reached[0] + 1
+
+
+def _within(id_: int, gap: int, reached: list[int], ids: list[frozenset[int]], limit: int) -> list[int]:
+    """Return the places of an item after at most `gap` words from a place reached; each is looked at once."""
+    found: list[int] = []
+    seen = 0
+    for before in reached:
+        end = min(before + 2 + gap, limit)
+        found += [k for k in range(max(before + 1, seen), end) if id_ in ids[k]]
+        seen = end
+    return found
+
+
+def _limits(words: Words) -> list[int]:
+    """Return for each word where its sentence ends."""
+    limits = [0] * len(words.word)
+    end = len(limits)
+    for k in range(end - 1, -1, -1):
+        if k + 1 < len(limits) and words.sentence[k] != words.sentence[k + 1]:
+            end = k + 1
+        limits[k] = end
+    return limits
 
 
 def _orders(pattern: str) -> Iterator[list[str]]:

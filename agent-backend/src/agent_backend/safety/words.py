@@ -74,7 +74,7 @@ def split(text: str) -> Words:
         if not token[0].isalnum():
             clause += 1
             sentence += token not in _PAUSES and not token.startswith("..")
-            letters = 0
+            letters = _end_spelling(words, letters)
             continue
         letters = letters + 1 if len(token) == 1 and not token.isdigit() else _end_spelling(words, letters)
         words.word.append(_plain(token))
