@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent_backend import safety
 from agent_backend.safety import flags
@@ -197,6 +199,20 @@ def test_the_fixed_texts_themselves_are_no_unsafe_answers() -> None:
 )
 def test_follow_ups(text: str, *, again: bool) -> None:
     assert (safety.check_follow_up(text, "cardiac", "de-DE") is not None) == again
+
+
+@given(st.text(max_size=300))
+def test_no_text_breaks_the_check(text: str) -> None:
+    safety.check(text, text)
+    safety.check_answer(text, text)
+    safety.check_follow_up(text, "cardiac", text)
+
+
+@given(st.sampled_from([m.text for m in written("dev") if m.label == "none"]), st.booleans())
+def test_what_else_a_message_says_hides_nothing(harmless: str, *, first: bool) -> None:
+    """Negations, idioms and the past hold for their own sentence."""
+    flagged = "Ich will nicht mehr leben"
+    assert label_of(f"{flagged}\n{harmless}" if first else f"{harmless}\n{flagged}") == "suicidality"
 
 
 def test_messages_have_no_directives() -> None:
