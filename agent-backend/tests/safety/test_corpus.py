@@ -208,7 +208,7 @@ def test_no_text_breaks_the_check(text: str) -> None:
     safety.check_follow_up(text, "cardiac", text)
 
 
-@given(st.sampled_from([m.text for m in written("dev") if m.label == "none"]), st.booleans())
+@given(harmless=st.sampled_from([m.text for m in written("dev") if m.label == "none"]), first=st.booleans())
 def test_what_else_a_message_says_hides_nothing(harmless: str, *, first: bool) -> None:
     """Negations, idioms and the past hold for their own sentence."""
     flagged = "Ich will nicht mehr leben"

@@ -83,7 +83,7 @@ def test_the_files_agree_with_one_another() -> None:
 
 NUMBERS = (
     *("0800 1110111", "0800 1110222", "116123", "116117", "030 19240", "01 406 43 43", "145", "142", "143"),
-    *("116 123", "01 809 2166", "988", "1-800-222-1222", "0221 892031"),
+    *("116 123", "01 809 2166", "988", "1-800-222-1222", "0221 892031", "112", "144", "911", "999", "111"),
 )
 
 
@@ -94,8 +94,6 @@ def test_every_line_that_is_named_has_a_source() -> None:
     for number in NUMBERS:
         assert number in said
         assert number in sourced
-        said = said.replace(number, "")
-    for number in ("112", "144", "911", "999"):
         said = said.replace(number, "")
     assert not any(c.isdigit() for c in said.replace("von 8 bis 22", "").replace("8 am to 10 pm", ""))
 
