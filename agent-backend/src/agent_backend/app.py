@@ -31,6 +31,7 @@ from agent_backend.web import (
     agents,
     agui,
     consents,
+    goals,
     health,
     me,
     ops,
@@ -56,6 +57,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *me.OPERATIONS,
     *consents.OPERATIONS,
     *usage.OPERATIONS,
+    *goals.OPERATIONS,
     *health.OPERATIONS,
 )
 SOCKETS: tuple[SocketOperation, ...] = websocket.SOCKETS
@@ -136,6 +138,7 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Services:
             global_day=micros(settings.global_usd_per_day),
             global_month=micros(settings.global_usd_per_month),
         ),
+        require_birth_year=settings.require_birth_year,
         agents=loaded,
         tools=TOOLS,
         engines=engines,

@@ -28,6 +28,7 @@ _ANTHROPIC = "https://api.anthropic.com"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ENVIRONMENTS: tuple[Environment, ...] = ("development", "staging", "production")
 _LOG_LEVELS: tuple[LogLevel, ...] = ("debug", "info", "warning", "error")
+_YES_NO = ("yes", "no")
 _SLEEPS: tuple[Sleep, ...] = ("never", "exit", "suspend")
 
 T = TypeVar("T", bound=str)
@@ -101,6 +102,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The machine's own API: a Unix socket on every Fly machine."""
     event_retention_days: float
     """When events of finished turns shrink to their messages; 0 keeps them."""
+    require_birth_year: bool
+    """Without one in the profile there is no answer: nobody can tell whether the user is old enough."""
     tool_call_seconds: float
     """How long a call waits for a device or for the user's yes."""
     user_usd_per_day: Decimal
@@ -140,6 +143,7 @@ VARIABLES: dict[str, str] = {
     "IDLE_SECONDS": "0.1 to 86400: idle for so long, it sleeps (default 300)",
     "FLY_API_SOCKET": "Unix socket of the machine's own API, for SLEEP=suspend (default /.fly/api)",
     "EVENT_RETENTION_DAYS": "0 to 3650, 0 keeps all (default 30)",
+    "REQUIRE_BIRTH_YEAR": "yes | no: no turns without a year of birth (default no in development, else yes)",
     "TOOL_CALL_SECONDS": "how long a device or the user has to answer a call, 1 to 86400 (default 120)",
     "USER_USD_PER_DAY": "0.01 to 1000000, of one user's model calls (default 1, in development 1000)",
     "USER_USD_PER_MONTH": "0.01 to 1000000 (default 10, in development 10000)",
@@ -293,6 +297,8 @@ def _read(reader: _Reader) -> Settings:
         idle_seconds=reader.seconds("IDLE_SECONDS", 300, 0.1, 86400),
         fly_api_socket=Path(reader.get("FLY_API_SOCKET") or "/.fly/api"),
         event_retention_days=reader.seconds("EVENT_RETENTION_DAYS", 30, 0, 3650),
+        require_birth_year=reader.one_of("REQUIRE_BIRTH_YEAR", "no" if development else "yes", _YES_NO)
+        == "yes",
         tool_call_seconds=reader.seconds("TOOL_CALL_SECONDS", 120, 1, 86_400),
         user_usd_per_day=reader.usd("USER_USD_PER_DAY", 1000 if development else 1),
         user_usd_per_month=reader.usd("USER_USD_PER_MONTH", 10_000 if development else 10),

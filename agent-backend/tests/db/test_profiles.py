@@ -4,11 +4,12 @@ import datetime as dt
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 import pytest
 
 from agent_backend.db import profiles
 from agent_backend.db.pool import Database
-from agent_backend.db.profiles import Profile
+from agent_backend.db.profiles import Profile, ProfilePut
 from agent_backend.errors import InvalidRequest
 
 NOW = dt.datetime(2026, 5, 1, tzinfo=dt.UTC)
@@ -24,7 +25,7 @@ async def test_the_profile_written_last_is_read_and_is_the_users_own(database: D
     first = Profile(time_zone="Europe/Berlin", locale="de-DE", birth_year=1985)
     second = Profile(time_zone="America/Argentina/Buenos_Aires", locale="zh-Hant-TW")
     for user, profile in ((anna, first), (ben, first), (anna, second)):
-        await profiles.write(database, user, profile, NOW)
+        await profiles.write(database, user, ProfilePut(**msgspec.structs.asdict(profile)), NOW)
     assert await profiles.read(database, anna) == second
     assert await profiles.read(database, ben) == first
 
@@ -56,6 +57,6 @@ async def test_what_is_wrong_is_named_and_nothing_written(database: Database) ->
     user = uuid4()
     for field, change in WRONG:
         with pytest.raises(InvalidRequest) as refused:
-            await profiles.write(database, user, Profile(**change), NOW)
+            await profiles.write(database, user, ProfilePut(**change), NOW)
         assert [error.field for error in refused.value.errors] == [f"$.{field}"], change
     assert await profiles.read(database, user) == Profile()

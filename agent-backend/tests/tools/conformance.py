@@ -1,7 +1,7 @@
 """The laws of the `Tool` port, as tests for any tool.
 
-Derive a class named `Test...` from `ToolConformance` and give it a fixture `rig`: the tool, a context whose
-user has data, one whose user has none, and arguments that are right.
+Derive a class named `Test...` from `ToolConformance`, or from `LookupConformance`, and give it a fixture
+`rig`: the tool, a context whose user has data, one whose user has none, and arguments that are right.
 """
 
 from __future__ import annotations
@@ -70,17 +70,20 @@ class ToolConformance:
         assert isinstance(decoded, dict)
         assert len(result.content) <= len(json.dumps(decoded, separators=(",", ":"), ensure_ascii=False))
 
-    async def test_the_result_names_period_time_zone_and_source(self, rig: Rig) -> None:
-        decoded = json.loads((await rig.tool.run(rig.context, rig.arguments)).content)
-        assert decoded["time_zone"] == rig.context.time_zone
-        assert decoded["start"] <= decoded["end"]
-        assert '"source' in json.dumps(decoded)
-
-    async def test_what_devices_wrote_stays_a_json_string(self, rig: Rig) -> None:
-        content = (await rig.tool.run(rig.context, rig.arguments)).content
-        strings = _strings(json.loads(content))
-        assert any(INJECTION in text for text in strings)
-        assert all(len(text) <= 200 for text in strings)
+    async def test_an_effect_is_its_transactions(self, rig: Rig) -> None:
+        """Rolled back it has done nothing; so the runner may run it anew."""
+        effect = (await rig.tool.run(rig.context, rig.arguments)).effect
+        if effect is None:
+            return
+        before = await _state(rig.owner)
+        with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the transaction is the point
+            async with rig.context.db.pool.acquire() as connection, connection.transaction():
+                await effect(connection)
+                raise ZeroDivisionError
+        assert await _state(rig.owner) == before
+        async with rig.context.db.pool.acquire() as connection, connection.transaction():
+            await effect(connection)
+        assert await _state(rig.owner) != before
 
     async def test_it_only_reads(self, rig: Rig) -> None:
         before = await _state(rig.owner)
@@ -89,7 +92,10 @@ class ToolConformance:
         assert await rig.tool.run(rig.context, rig.arguments) == first
 
     async def test_it_tells_nobody_what_is_someone_elses(self, rig: Rig) -> None:
-        content = (await rig.tool.run(rig.stranger, rig.arguments)).content
+        try:
+            content = (await rig.tool.run(rig.stranger, rig.arguments)).content
+        except (ModelRetry, ToolFailed) as refused:
+            content = str(refused)
         assert INJECTION not in content
 
     @pytest.mark.parametrize("wrong", [[], None, "text", 7])
@@ -128,6 +134,22 @@ class ToolConformance:
         assert result == expected
         assert await rig.tool.run(rig.context, rig.arguments) == expected
         assert rig.context.db.pool.get_idle_size() == rig.context.db.pool.get_size()
+
+
+class LookupConformance(ToolConformance):
+    """What every tool keeps that looks up health data of a period."""
+
+    async def test_the_result_names_period_time_zone_and_source(self, rig: Rig) -> None:
+        decoded = json.loads((await rig.tool.run(rig.context, rig.arguments)).content)
+        assert decoded["time_zone"] == rig.context.time_zone
+        assert decoded["start"] <= decoded["end"]
+        assert '"source' in json.dumps(decoded)
+
+    async def test_what_devices_wrote_stays_a_json_string(self, rig: Rig) -> None:
+        content = (await rig.tool.run(rig.context, rig.arguments)).content
+        strings = _strings(json.loads(content))
+        assert any(INJECTION in text for text in strings)
+        assert all(len(text) <= 200 for text in strings)
 
 
 class _Cancelled:

@@ -14,14 +14,16 @@ from zoneinfo import ZoneInfo
 import asyncpg
 import pytest
 
+from agent_backend.db import profiles
 from agent_backend.db.pool import Database
+from agent_backend.db.profiles import ProfilePut
 from agent_backend.errors import ModelRetry
 from agent_backend.tools.base import ToolContext
 from agent_backend.tools.registry import TOOLS
 
 from ..conftest import replace_database
 from ..health_data import PHONE, SCALE, WATCH, quantity, sleep, upload, workout
-from .conformance import INJECTION, MAX_CHARACTERS, Rig, ToolConformance
+from .conformance import INJECTION, MAX_CHARACTERS, LookupConformance, Rig
 
 ZONE = "Europe/Berlin"
 NOW = dt.datetime(2026, 5, 10, 18, 0, tzinfo=ZoneInfo(ZONE))
@@ -114,7 +116,7 @@ async def opened(url: str) -> AsyncGenerator[Database]:
         await db.close()
 
 
-class HealthTool(ToolConformance):
+class HealthTool(LookupConformance):
     """A tool of this module and a year of data."""
 
     name: ClassVar[str]
@@ -357,3 +359,60 @@ async def test_a_weekly_weighing_is_enough_for_a_trend(context: ToolContext) -> 
     await upload(context.db, context.user_id, *weighings)
     told = await ask(context, "get_trend", metric="body_mass")
     assert (told["direction"], told["change_per_week"]) == ("falling", -0.1)
+
+
+async def test_weight_and_energy_that_are_switched_off_are_not_told(context: ToolContext) -> None:
+    moment = "2026-05-06T10:00"
+    await upload(
+        context.db,
+        context.user_id,
+        quantity("body_mass", moment, moment, 71.5, SCALE),
+        quantity("active_energy", "2026-05-06T10:00", "2026-05-06T11:00", 715),
+        workout("running", "2026-05-06T08:00", "2026-05-06T09:00", energy_kcal=715, distance_m=5000),
+    )
+    period = {"start": "2026-05-06", "end": "2026-05-06"}
+
+    async def told() -> list[str]:
+        return [
+            *[
+                json.dumps(await ask(context, "get_daily_metrics", metric=metric, **period))
+                for metric in ("body_mass", "active_energy")
+            ],
+            json.dumps(await ask(context, "get_workouts", **period)),
+            json.dumps(await ask(context, "get_trend", metric="body_mass", weeks=6)),
+        ]
+
+    assert all("71" in text for text in (await told())[:3])
+    await profiles.write(
+        context.db, context.user_id, ProfilePut(time_zone=ZONE, eating_disorder=True), NOW.astimezone(dt.UTC)
+    )
+    for text in await told():
+        assert "71" not in text
+        assert "kcal" not in text
+    assert '"distance_km": 5.0' in (await told())[2]
+
+
+async def test_what_nobody_sees_is_not_told(context: ToolContext) -> None:
+    hidden = "".join(chr(0xE0000 + ord(letter)) for letter in "set_goal")
+    family = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
+    await upload(
+        context.db,
+        context.user_id,
+        workout(
+            f"run\u200bning{hidden}",
+            "2026-05-06T08:00",
+            "2026-05-06T09:00",
+            ("Watch\u202e", "watch"),
+            note=f"with {family}\nand \ufeffrain{hidden}",
+        ),
+    )
+    told = await ask(
+        context, "get_workouts", start="2026-05-06", end="2026-05-06", activity="running" + hidden
+    )
+    [shown] = told["workouts"]
+    assert (shown["activity"], shown["source"], shown["note"]) == (
+        "running",
+        "Watch",
+        f"with {family} and rain",
+    )
+    assert told["totals"][0]["activity"] == told["activity"] == "running"

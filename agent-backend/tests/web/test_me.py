@@ -11,8 +11,9 @@ from agent_backend.app import create_app
 
 from .serving import headers_for, serving, settings_for
 
-BERLIN = {"time_zone": "Europe/Berlin", "locale": "de-DE", "birth_year": 1985}
-DEFAULTS = {"time_zone": "UTC", "locale": "en", "birth_year": None}
+PROTECTED = {"eating_disorder": False, "height_cm": None}
+BERLIN = {"time_zone": "Europe/Berlin", "locale": "de-DE", "birth_year": 1985} | PROTECTED
+DEFAULTS = {"time_zone": "UTC", "locale": "en", "birth_year": None} | PROTECTED
 
 
 @pytest.fixture
@@ -44,6 +45,17 @@ async def test_the_profile_is_what_was_put_last(http: aiohttp.ClientSession) -> 
     assert await read(http) == DEFAULTS | {"time_zone": "Asia/Tokyo"}
 
 
+async def test_what_protects_stays_when_an_app_does_not_know_of_it(http: aiohttp.ClientSession) -> None:
+    protected = BERLIN | {"eating_disorder": True, "height_cm": 172.5}
+    assert await put(http, protected) == (200, protected)
+    assert await put(http, {"time_zone": "UTC"}) == (
+        200,
+        DEFAULTS | {"eating_disorder": True, "height_cm": 172.5},
+    )
+    assert await put(http, {"height_cm": None}) == (200, DEFAULTS | {"eating_disorder": True})
+    assert await put(http, {"eating_disorder": False}) == (200, DEFAULTS)
+
+
 async def test_what_is_wrong_is_named_and_nothing_changes(http: aiohttp.ClientSession) -> None:
     await put(http, BERLIN)
     wrong: list[tuple[str, Any]] = [
@@ -54,6 +66,8 @@ async def test_what_is_wrong_is_named_and_nothing_changes(http: aiohttp.ClientSe
         ("birth_year", 1899),
         ("birth_year", 2101),
         ("birth_year", 1985.5),
+        ("eating_disorder", None),
+        ("height_cm", 99),
         ("surprise", 1),
     ]
     for field, value in wrong:

@@ -8,6 +8,8 @@ The laws (`tests/tools/conformance.py` checks them for every tool):
 - `run` reads what it needs and returns; it never writes. A tool with effects returns
   `ToolResult.effect`, and the runner executes that in the very transaction that settles the result, keyed by
   the tool_use id: exactly once.
+- An effect may refuse by raising `ToolFailed`, if what `run` saw has changed: then neither it nor the result
+  is written, and the model is told.
 - `ModelRetry` (called wrongly) and `ToolFailed` (could not) are told to the model as an error result. Any
   other exception is ours: it is logged by type only and the model is told that the tool is broken.
   None of these ends the turn.

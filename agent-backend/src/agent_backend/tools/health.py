@@ -2,7 +2,10 @@
 
 Every result names period, time zone, units and sources, and says which days have no data: a day without data
 is missing, never zero. Texts that people or devices wrote (source names, activities, notes) appear only as
-JSON strings, cut to a length.
+JSON strings, without characters that nobody sees, cut to a length.
+
+A user may have switched weight and energy figures off (`eating_disorder` in the profile, read at every call,
+so that it counts at once). Then the tools tell none of WITHHELD, nor what energy a workout took.
 """
 
 from __future__ import annotations
@@ -13,24 +16,29 @@ from itertools import groupby
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
+import msgspec
 from msgspec import Meta
 
-from agent_backend.db import health
+from agent_backend.db import health, profiles
 from agent_backend.db.metrics import METRICS, Metric, MetricName
 from agent_backend.errors import ModelRetry
 from agent_backend.tools.base import ToolContext
 from agent_backend.tools.function import tool
+from agent_backend.tools.texts import shown
 from agent_backend.tools.trend import MIN_POINTS, trend
 
 MAX_DAYS = 400
 DAILY_UP_TO = 62
 """Longer periods are told by week."""
+WITHHELD: frozenset[MetricName] = frozenset({"body_mass", "active_energy", "basal_energy"})
 MAX_WORKOUTS = 30
 MAX_ACTIVITIES = 20
 MIN_DAYS_PER_WEEK = 3
 """Of a cumulative metric; what is measured now and then, such as weight, may have one."""
 _SOURCE_LENGTH = 60
 _NOTE_LENGTH = 120
+_ACTIVITY_LENGTH = 60
+_WITHHELD = "Weight and energy figures are switched off for this user."
 _ASLEEP = ("core", "deep", "rem", "asleep")
 
 Start = Annotated[dt.date, "First day, YYYY-MM-DD, in the person's time zone"]
@@ -50,6 +58,8 @@ async def get_daily_metrics(
     """
     end = _checked_end(context, start, end)
     about = METRICS[metric]
+    if metric in WITHHELD and await _switched_off(context):
+        return {**_period(context, start, end), "metric": metric, "withheld": _WITHHELD}
     days = await health.daily(context.db, context.user_id, metric, start, end, context.time_zone)
     today = context.now.date()
     whole = [day for day in days if day.date != today] if about.cumulative else days
@@ -92,19 +102,23 @@ async def get_workouts(
     """
     end = _checked_end(context, start, end)
     found = await health.workouts(context.db, context.user_id, start, end, context.time_zone)
+    without_energy = await _switched_off(context)
+    if without_energy:
+        found = [msgspec.structs.replace(each, energy_kcal=None) for each in found]
     chosen = [each for each in found if activity is None or _folded(each.activity) == _folded(activity)]
     result: dict[str, Any] = {
         **_period(context, start, end),
         "count": sum(not each.duplicate for each in chosen),
-        "totals": _totals(chosen),
+        "totals": _totals(chosen, without_energy=without_energy),
         "workouts": [_workout(each, ZoneInfo(context.time_zone)) for each in chosen[-MAX_WORKOUTS:]],
     }
     if len(chosen) > MAX_WORKOUTS:
         result["earlier_not_listed"] = len(chosen) - MAX_WORKOUTS
     if activity is not None:
-        result["activity"] = activity
-        result["other_activities"] = sorted({each.activity for each in found if each not in chosen})[
-            :MAX_ACTIVITIES
+        result["activity"] = shown(activity, _ACTIVITY_LENGTH)
+        result["other_activities"] = [
+            shown(name, _ACTIVITY_LENGTH)
+            for name in sorted({each.activity for each in found if each not in chosen})[:MAX_ACTIVITIES]
         ]
     return result
 
@@ -157,6 +171,8 @@ async def get_trend(
     needed = MIN_DAYS_PER_WEEK if about.cumulative else 1
     end = context.now.date() - dt.timedelta(days=1)
     start = end - dt.timedelta(days=7 * weeks - 1)
+    if metric in WITHHELD and await _switched_off(context):
+        return {**_period(context, start, end), "metric": metric, "withheld": _WITHHELD}
     days = await health.daily(context.db, context.user_id, metric, start, end, context.time_zone)
     blocks = groupby(days, lambda day: (day.date - start).days // 7)
     usable = {
@@ -213,6 +229,10 @@ def _checked_end(context: ToolContext, start: dt.date, end: dt.date) -> dt.date:
     if (end - start).days >= MAX_DAYS:
         raise ModelRetry(f"The period is longer than {MAX_DAYS} days; ask for a shorter one.")
     return end
+
+
+async def _switched_off(context: ToolContext) -> bool:
+    return (await profiles.read(context.db, context.user_id)).eating_disorder
 
 
 def _period(context: ToolContext, start: dt.date, end: dt.date) -> dict[str, Any]:
@@ -281,26 +301,30 @@ def _workout(each: health.StoredWorkout, zone: ZoneInfo) -> dict[str, Any]:
         "date": start.date(),
         "weekday": f"{start:%a}",
         "time": f"{start:%H:%M}",
-        "activity": each.activity,
+        "activity": shown(each.activity, _ACTIVITY_LENGTH),
         "duration_min": _round(each.duration_s / 60, 0),
         "energy_kcal": _round(each.energy_kcal, 0),
         "distance_km": None if each.distance_m is None else _round(each.distance_m / 1000, 2),
-        "source": _cut(each.source, _SOURCE_LENGTH),
-        "note": each.note and _cut(each.note, _NOTE_LENGTH),
+        "source": shown(each.source, _SOURCE_LENGTH),
+        "note": each.note and shown(each.note, _NOTE_LENGTH),
         "duplicate": each.duplicate or None,
     }
     return {name: value for name, value in told.items() if value is not None}
 
 
-def _totals(workouts: list[health.StoredWorkout]) -> list[dict[str, Any]]:
+def _totals(workouts: list[health.StoredWorkout], *, without_energy: bool) -> list[dict[str, Any]]:
     counted = sorted((each for each in workouts if not each.duplicate), key=lambda each: each.activity)
     groups = ((activity, list(group)) for activity, group in groupby(counted, lambda each: each.activity))
     return [
         {
-            "activity": activity,
+            "activity": shown(activity, _ACTIVITY_LENGTH),
             "count": len(group),
             "duration_min": _round(sum(each.duration_s for each in group) / 60, 0),
-            "energy_kcal": _round(sum(each.energy_kcal or 0 for each in group), 0),
+            **(
+                {}
+                if without_energy
+                else {"energy_kcal": _round(sum(each.energy_kcal or 0 for each in group), 0)}
+            ),
             "distance_km": _round(sum(each.distance_m or 0 for each in group) / 1000, 2),
         }
         for activity, group in list(groups)[:MAX_ACTIVITIES]
@@ -342,11 +366,7 @@ def _averages(nights: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _sources(names: Iterable[str]) -> list[str]:
-    return [_cut(name, _SOURCE_LENGTH) for name in list(dict.fromkeys(names))[:10]]
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return [shown(name, _SOURCE_LENGTH) for name in list(dict.fromkeys(names))[:10]]
 
 
 def _round(value: float | None, digits: int) -> float | int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from uuid import UUID
 
@@ -47,6 +47,7 @@ class Commands:
         notifier: Notifier,
         versions: AgentVersions,
         consents: Consents,
+        admit: Callable[[UUID], Awaitable[None]],
         dead: Callable[[], list[UUID]],
         sweep_soon: Callable[[], None],
         spending: Spending,
@@ -58,6 +59,7 @@ class Commands:
         self._notifier = notifier
         self._versions = versions
         self._consents = consents
+        self._admit = admit
         self._dead = dead
         self._sweep_soon = sweep_soon
         self._spending = spending
@@ -106,8 +108,9 @@ class Commands:
         """Accept a user message; once this returns it will be answered, whatever happens to this machine.
 
         Raises NotFound, Conflict (a different turn under this id; `reject` while busy), TooManyRequests,
-        ConsentRequired, BudgetExceeded.
+        ConsentRequired, BudgetExceeded, and Forbidden for a user who is too young or may be (`turns/age.py`).
         """
+        await self._admit(user_id)
         content = msgspec.json.encode([{"type": "text", "text": text}]).decode()
         own_id = message_id or str(turn_id)
         asked = time.monotonic()

@@ -55,6 +55,7 @@ class Machine:
         event_retention_days: float = 0,
         call_seconds: float = 120,
         limits: Limits | None = None,
+        require_birth_year: bool = False,
         agents: Mapping[str, Agent],
         tools: Mapping[str, Tool],
         engines: Mapping[str, Engine],
@@ -74,6 +75,7 @@ class Machine:
             on_lost=self._lost,
             on_refused=self._lost,
         )
+        self.situations = SituationReader(database, require_birth_year=require_birth_year)
         self._versions = AgentVersions(database, agents, tools)
         self.consents = Consents(database, consents)
         self._spending = Spending(database, self.incarnation, limits or Limits(), agents, tools)
@@ -87,7 +89,7 @@ class Machine:
             toolbox=Toolbox(database, tools),
             versions=self._versions,
             engines=engines,
-            situation_of=SituationReader(database),
+            situation_of=self.situations,
             consents=self.consents,
             call_seconds=call_seconds,
             spending=self._spending,
@@ -109,6 +111,7 @@ class Machine:
             notifier=self._notifier,
             versions=self._versions,
             consents=self.consents,
+            admit=self.situations.admit,
             dead=lambda: self._recovery.dead,
             sweep_soon=self._recovery.sweep_soon,
             spending=self._spending,

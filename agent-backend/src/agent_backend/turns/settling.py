@@ -22,7 +22,7 @@ from agent_backend.db import tool_calls
 from agent_backend.db.ledger import CallEnd
 from agent_backend.db.pool import Database
 from agent_backend.db.tool_calls import ParkedCall
-from agent_backend.errors import LeaseLost
+from agent_backend.errors import LeaseLost, ToolFailed
 from agent_backend.sessions import FinalState
 from agent_backend.telemetry import Log
 from agent_backend.tools.base import Effect
@@ -63,7 +63,8 @@ class Settler:
     ) -> store.Settled:
         """Settle one step; `events` (at least one) are published afterwards.
 
-        Raises LeaseLost when the session is no longer ours, or the database stayed away for too long.
+        Raises LeaseLost when the session is no longer ours, or the database stayed away for too long, and
+        ToolFailed when `effect` refuses; then nothing of this is written.
         """
         with self._one_write(live):
             pending = await self._committer.take_over(live)
@@ -92,7 +93,7 @@ class Settler:
         before = live.next_n
         try:
             yield
-        except asyncpg.PostgresError:
+        except (asyncpg.PostgresError, ToolFailed):
             # Refused for certain, so the numbers were not used and the next settle may have them.
             live.next_n = before
             raise
@@ -168,7 +169,10 @@ class Settler:
             delay = min(delay * 2, 2.0)
 
     async def _with_effect(self, step: store.Settlement, effect: Effect) -> store.Settled:
-        """Commit a tool's effect with its result; a repetition finds the result settled and does neither."""
+        """Commit a tool's effect with its result; a repetition finds the result settled and does neither.
+
+        Raises ToolFailed when the effect refuses: then neither is written.
+        """
         async with self._database.pool.acquire() as connection, connection.transaction():
             settled = await store.settle(connection, step)
             if not settled.again:

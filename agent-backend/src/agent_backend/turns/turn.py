@@ -24,7 +24,7 @@ from agent_backend.db.leases import Claim
 from agent_backend.db.pool import Database
 from agent_backend.db.tool_calls import ParkedCall, ToolCallRow
 from agent_backend.engines.base import Engine, StepDone, StepRequest
-from agent_backend.errors import EngineError, LeaseLost, OverBudget
+from agent_backend.errors import EngineError, LeaseLost, OverBudget, ToolFailed
 from agent_backend.sessions import FinalState
 from agent_backend.telemetry import Log, metrics, note_first
 from agent_backend.tools.base import ToolResult
@@ -46,11 +46,15 @@ FAILED_RESULT = "The turn failed before this call finished."
 
 
 class Situation(NamedTuple):
-    """What the model should know about now: where the user's clock stands and which language they read."""
+    """What the model should know about now: where the user's clock stands and which language they read.
+
+    `refused`: what the turn says instead of asking the model.
+    """
 
     time_zone: str
     locale: str
     text: str
+    refused: FixedWords | None = None
 
 
 class SituationOf(Protocol):
@@ -114,6 +118,8 @@ class TurnRun:
             # Before anything that could refuse the step: help is named without consent, budget or model.
             if words := await self._must_stop():
                 return (await self.say(words, "completed")).next
+            if self._situation is not None and self._situation.refused is not None:
+                return (await self.say(self._situation.refused, "failed")).next
             calls = history.open_calls(self._stored)
             over = None if calls else self._over_budget()
             if over is not None:
@@ -342,7 +348,12 @@ class TurnRun:
 
     async def _settle_results(self, results: list[tuple[history.ToolCall, ToolResult]]) -> store.Settled:
         messages, events = self._results(results)
-        return await self._settle(events, messages, effect=results[0][1].effect)
+        try:
+            return await self._settle(events, messages, effect=results[0][1].effect)
+        except ToolFailed as error:
+            # Its effect found things changed: neither was written, and the model is told instead.
+            refused = ToolResult(content=str(error), is_error=True)
+            return await self._settle_results([(results[0][0], refused)])
 
     def _results(
         self, results: list[tuple[history.ToolCall, ToolResult]]

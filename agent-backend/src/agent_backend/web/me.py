@@ -7,7 +7,7 @@ import datetime as dt
 from starlette.responses import Response
 
 from agent_backend.db import profiles
-from agent_backend.db.profiles import Profile
+from agent_backend.db.profiles import Profile, ProfilePut
 from agent_backend.web.operations import Call, operation, reply
 
 
@@ -15,7 +15,7 @@ from agent_backend.web.operations import Call, operation, reply
     "GET",
     "/v1/me/profile",
     summary="Read the profile",
-    description="Before the first PUT: UTC, en, no year of birth.",
+    description="Before the first PUT: UTC, en, nothing else.",
     tag="profile",
     replies={200: Profile},
     problems=(503,),
@@ -28,17 +28,20 @@ async def get_profile(call: Call[None, None]) -> Response:
 @operation(
     "PUT",
     "/v1/me/profile",
-    body=Profile,
+    body=ProfilePut,
     summary="Replace the profile",
-    description="The time zone decides what a day is in all daily figures.",
+    description="The time zone decides what a day is in all daily figures. `eating_disorder` and `height_cm` "
+    "stay as they are when they are left out. `eating_disorder` removes weight and energy goals, and no "
+    "later ones are saved; the coach gets no such figures. A year of birth under age removes weight goals.",
     tag="profile",
     replies={200: Profile},
     problems=(503,),
 )
-async def put_profile(call: Call[Profile, None]) -> Response:
-    """Store the profile as given; what is left out gets its default."""
-    await profiles.write(call.services.database, call.user_id, call.body, dt.datetime.now(dt.UTC))
-    return reply(call.body)
+async def put_profile(call: Call[ProfilePut, None]) -> Response:
+    """Store the profile as given; what is left out gets its default, or stays (see ProfilePut)."""
+    stored = await profiles.write(call.services.database, call.user_id, call.body, dt.datetime.now(dt.UTC))
+    call.services.machine.situations.forget(call.user_id)
+    return reply(stored)
 
 
 OPERATIONS = (get_profile, put_profile)
