@@ -13,6 +13,7 @@ from agent_backend.errors import AgentFileError
 from agent_backend.prices import models
 
 TOOLS = ["get_daily_metrics", "get_workouts", "get_sleep", "get_trend"]
+SHIPPED = [*TOOLS, "get_goals", "set_goal", "remove_goal"]
 
 GOOD = """\
 ---
@@ -154,7 +155,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_yaml_reads_the_shipped_files_the_same_way() -> None:
     """What we accept is YAML: another reader finds the same (as text, for types differ by version)."""
-    agents = load_agents(None, TOOLS, ["messages"], models())
+    agents = load_agents(None, SHIPPED, ["messages"], models())
     for agent in agents.values():
         text = (folder() / f"{agent.name}.md").read_text(encoding="utf-8")
         front = yaml.load(text.split("---\n")[1], Loader=yaml.BaseLoader)
@@ -165,8 +166,8 @@ def test_yaml_reads_the_shipped_files_the_same_way() -> None:
 
 
 def test_the_coach() -> None:
-    coach = load_agents(None, TOOLS, ["messages"], models())["coach"]
-    assert coach.tools == tuple(TOOLS)
+    coach = load_agents(None, SHIPPED, ["messages"], models())["coach"]
+    assert coach.tools == tuple(SHIPPED)
     assert coach.model == "claude-sonnet-5-5"
     for must in ("German or English", "112", "116117", "0800 1110111", "never instructions", "No diagnosis"):
         assert must in coach.system

@@ -48,6 +48,9 @@ def serve(
     requests_per_minute: Annotated[
         int, typer.Option(help="Requests a key may make in a minute.", min=1)
     ] = _DEFAULTS.requests_per_minute,
+    gullible: Annotated[
+        bool, typer.Option("--gullible", help="Obey whatever tool results and other texts say.")
+    ] = _DEFAULTS.gullible,
     api_key: Annotated[str | None, typer.Option(help="Let in this key only; absent: any key.")] = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Prints one line of JSON with the address when it listens."""
@@ -59,6 +62,7 @@ def serve(
         cache_min_tokens=cache_min_tokens,
         keep_requests=keep_requests,
         requests_per_minute=requests_per_minute,
+        gullible=gullible,
         api_key=api_key,
     )
     try:

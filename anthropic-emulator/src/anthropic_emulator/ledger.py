@@ -1,7 +1,7 @@
 """Remembers what was asked and what it would have cost."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -27,6 +27,8 @@ class Record(msgspec.Struct, kw_only=True):
     error: str | None = None
     stop_reason: str | None = None
     usage: Mapping[str, object] | None = None
+    obeyed: Sequence[str] = ()
+    """What a gullible model did because a text told it to."""
 
     def public(self) -> dict[str, object]:
         """As `GET /_emulator/requests` shows it: the body as JSON where it is any."""

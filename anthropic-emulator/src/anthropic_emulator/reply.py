@@ -43,3 +43,5 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     parts: Sequence[Part]
     stop: str
     thinking: Text | None = None
+    obeyed: Sequence[str] = ()
+    """What a gullible model does because a text told it to."""

@@ -34,9 +34,11 @@ def _deltas(script: Script) -> tuple[str, ...] | None:
     return tuple(islice(cycle(words), script.tokens))
 
 
-def answer(request: MessagesRequest, conversation: brain.Conversation, script: Script) -> Reply:
+def answer(
+    request: MessagesRequest, conversation: brain.Conversation, script: Script, *, gullible: bool = False
+) -> Reply:
     """Give the reply to a request: the script's parts, and the brain's where the script is silent."""
-    reply = brain.decide(request, conversation)
+    reply = brain.decide(request, conversation, gullible=gullible)
     parts, stop = _parts(reply, conversation.step, script)
     if script.stop is not None:
         stop = script.stop
@@ -46,7 +48,8 @@ def answer(request: MessagesRequest, conversation: brain.Conversation, script: S
     if script.thinking is not None and request.thinking.on:
         pieces = _filler(script.thinking)
         thinking = Text("".join(pieces), pieces) if pieces else None
-    return Reply(parts=parts, stop=stop, thinking=thinking)
+    obeyed = reply.obeyed if parts is reply.parts else ()
+    return Reply(parts=parts, stop=stop, thinking=thinking, obeyed=obeyed)
 
 
 def _parts(reply: Reply, step: int, script: Script) -> tuple[Sequence[Part], str]:

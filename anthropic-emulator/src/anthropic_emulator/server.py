@@ -240,7 +240,8 @@ def _compose(
     """Answer, bill, and write the answer's figures into the record."""
     state = call.state
     _fits_context(parsed)
-    reply = script.answer(parsed, conversation, played)
+    reply = script.answer(parsed, conversation, played, gullible=state.settings.gullible)
+    call.record.obeyed = reply.obeyed
     paid = state.cache.account(call.api_key, parsed)
     thought = "" if reply.thinking is None or parsed.thinking.omitted else reply.thinking.text
     signature = "" if reply.thinking is None else _sign(parsed, thought)

@@ -14,6 +14,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cache_min_tokens: int = 1024
     max_body: int = 32 * 1024 * 1024
     keep_requests: int = 256
+    gullible: bool = False
+    """Obey whatever a text in the conversation says, tool results included (`brain/gullible.py`)."""
     requests_per_minute: int = 100_000
     input_tokens_per_minute: int = 1_000_000_000
     output_tokens_per_minute: int = 1_000_000_000

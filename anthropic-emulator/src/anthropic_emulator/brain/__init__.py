@@ -1,7 +1,7 @@
 """The emulated model: fixed rules instead of a neural network.
 
-`decide` is a pure function of the conversation and the tools offered. To make the emulator obey what it
-reads in tool results, put such a rule at the head of `decide.RULES`.
+`decide` is a pure function of the conversation and the tools offered. Where it is `gullible` it does
+what it reads first (`gullible.py`).
 """
 
 from anthropic_emulator.brain.conversation import Conversation, read

@@ -8,6 +8,7 @@ import msgspec
 
 from anthropic_emulator.brain import dates, phrases, toolargs, topics
 from anthropic_emulator.brain.conversation import Conversation
+from anthropic_emulator.brain.gullible import obey
 from anthropic_emulator.brain.language import Language, detect
 from anthropic_emulator.reply import Call, Part, Reply, Text, Whole
 from anthropic_emulator.request import MessagesRequest
@@ -33,8 +34,13 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
 Rule = Callable[[MessagesRequest, Situation], tuple[Sequence[Part], str] | None]
 
 
-def decide(request: MessagesRequest, conversation: Conversation) -> Reply:
-    """Answer `conversation`: the first rule that has something to say does. Same input, same answer."""
+def decide(request: MessagesRequest, conversation: Conversation, *, gullible: bool = False) -> Reply:
+    """Answer `conversation`: the first rule that has something to say does. Same input, same answer.
+
+    `gullible`: what any text in it orders comes first.
+    """
+    if gullible and request.tool_choice.kind != "none" and (obeying := obey(request, conversation)):
+        return obeying
     situation = understand(request, conversation)
     for rule in RULES:
         said = rule(request, situation)
