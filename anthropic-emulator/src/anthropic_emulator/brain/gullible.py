@@ -31,6 +31,7 @@ from anthropic_emulator.request import MessagesRequest, text_of
 from anthropic_emulator.tokens import JsonObject
 
 _NAME: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9]*(?:_[a-zA-Z0-9]+)+")
+_VERB: Final = re.compile(r"\b(?:get|set|remove|read|log|share)_[a-z]")
 _BEFORE: Final = 60
 """How many characters before its arguments a tool's name may stand."""
 _ENCODED: Final = re.compile(r"[A-Za-z0-9+/]{24,}={0,2}")
@@ -127,11 +128,7 @@ def _disguises(text: str) -> Iterator[str]:
     """Give a text and all it may stand for."""
     plain = _seen(text)
     yield plain
-    ways = [html.unescape, unquote, _unescaped]
-    if not _calls(plain):
-        # What says something as it stands says nothing more when its letters are changed.
-        ways += [_from_rot13, _reversed]
-    for way in ways:
+    for way in (html.unescape, unquote, _unescaped, _from_rot13, _reversed):
         if (other := way(plain)) != plain:
             yield other
     for found in _ENCODED.findall(plain):
@@ -152,7 +149,9 @@ def _unescaped(text: str) -> str:
 
 
 def _from_rot13(text: str) -> str:
-    return codecs.decode(text, "rot13")
+    """Turn letters back, where that gives a tool's name: any text can be turned."""
+    turned = codecs.decode(text, "rot13")
+    return turned if _VERB.search(turned) else text
 
 
 def _reversed(text: str) -> str:
