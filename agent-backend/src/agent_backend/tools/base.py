@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 from uuid import UUID
 
 import msgspec
@@ -51,6 +51,15 @@ class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
     content: str
     is_error: bool = False
     effect: Effect | None = None
+
+
+@runtime_checkable
+class Checking(Protocol):
+    """A tool that can say beforehand that it will refuse: nobody is asked for a yes that leads nowhere."""
+
+    async def check(self, context: ToolContext, arguments: dict[str, Any]) -> None:
+        """Raise ModelRetry or ToolFailed as `run` would. Writes nothing, reads nothing that `run` tells."""
+        ...
 
 
 class Tool(Protocol):

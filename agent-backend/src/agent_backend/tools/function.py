@@ -45,6 +45,12 @@ class FunctionTool:
             raise TypeError(f"tool {self.name} needs a docstring: the model reads it")
         self.arguments = self._arguments()
         self.input_schema: dict[str, Any] = self._schema()
+        self._check: Callable[..., Awaitable[None]] | None = None
+
+    def checked_by(self, check: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        """Have a function with the same parameters look first; it raises what the function would."""
+        self._check = check
+        return check
 
     def _arguments(self) -> type[msgspec.Struct]:
         """Return the arguments as a struct; unknown ones are refused."""
@@ -71,6 +77,20 @@ class FunctionTool:
 
     async def run(self, context: ToolContext, arguments: dict[str, Any]) -> ToolResult:
         """Validate and run. Raises ModelRetry naming the wrong argument, and what the function raises."""
+        given = self._validated(arguments)
+        await self._look_first(context, given)
+        result = await self._function(context, **msgspec.structs.asdict(given))
+        return result if isinstance(result, ToolResult) else ToolResult(content=_encode(result).decode())
+
+    async def check(self, context: ToolContext, arguments: dict[str, Any]) -> None:
+        """Raise what `run` would raise at once, without looking anything up that the tool is for."""
+        await self._look_first(context, self._validated(arguments))
+
+    async def _look_first(self, context: ToolContext, given: msgspec.Struct) -> None:
+        if self._check is not None:
+            await self._check(context, **msgspec.structs.asdict(given))
+
+    def _validated(self, arguments: dict[str, Any]) -> msgspec.Struct:
         try:
             given = msgspec.convert(arguments, self.arguments)
             _encode(given)
@@ -78,8 +98,7 @@ class FunctionTool:
             raise ModelRetry(self._explain(str(error))) from None
         except UnicodeEncodeError:
             raise ModelRetry(_explain_surrogates(arguments)) from None
-        result = await self._function(context, **msgspec.structs.asdict(given))
-        return result if isinstance(result, ToolResult) else ToolResult(content=_encode(result).decode())
+        return given
 
     def _explain(self, message: str) -> str:
         properties: dict[str, Any] = self.input_schema["properties"]

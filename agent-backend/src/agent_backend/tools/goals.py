@@ -1,7 +1,7 @@
 """The coach's goals: looking them up, and the first tools that change something.
 
-What may be saved is `guardrails`' business: `run` asks to tell the model early, and the effect asks again
-under the user's lock, in the transaction that settles the result.
+What may be saved is `guardrails`' business. It is asked before the user is asked for a yes, when the tool
+runs, and for good by the effect: under the user's lock, in the transaction that settles the result.
 """
 
 from __future__ import annotations
@@ -93,22 +93,33 @@ async def set_goal(
         title=None if title is None else shown(title, TITLE_LENGTH) or None,
         set_by="coach",
     )
-    refused = await goals.refusal(context.db, context.user_id, goal, context.now)
-    if refused is not None:
-        raise _told(refused)
     saved = {**_wanted(goal), "title": goal.title, "status": "saved"}
     return ToolResult(content=_encode(saved).decode(), effect=_Save(context.user_id, goal, context.now))
+
+
+@set_goal.checked_by
+async def _is_allowed(
+    context: ToolContext, kind: GoalKind, target: float, target_date: dt.date | None, **_: Any
+) -> None:
+    wanted = WantedGoal(kind=kind, target=target, target_date=target_date)
+    refused = await goals.refusal(context.db, context.user_id, wanted, context.now)
+    if refused is not None:
+        raise _told(refused)
 
 
 @tool
 async def remove_goal(context: ToolContext, kind: Kind) -> ToolResult:
     """Remove the person's goal of a kind, when they no longer want it. The app asks the person first."""
+    content = _encode({"kind": kind, "status": "removed"}).decode()
+    return ToolResult(content=content, effect=_Remove(context.user_id, kind))
+
+
+@remove_goal.checked_by
+async def _is_there(context: ToolContext, kind: GoalKind) -> None:
     found = await goals.read(context.db, context.user_id)
     if all(each.kind != kind for each in found):
         kinds = ", ".join(each.kind for each in found) or "none"
         raise ModelRetry(f"Argument `kind`: there is no goal of this kind; there are: {kinds}.")
-    content = _encode({"kind": kind, "status": "removed"}).decode()
-    return ToolResult(content=content, effect=_Remove(context.user_id, kind))
 
 
 def _wanted(goal: WantedGoal) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 from agent_backend.db.pool import Database
 from agent_backend.errors import ModelRetry, ToolFailed
 from agent_backend.telemetry import Log
-from agent_backend.tools.base import Tool, ToolContext, ToolResult
+from agent_backend.tools.base import Checking, Tool, ToolContext, ToolResult
 from agent_backend.turns.fanout import LiveSession
 from agent_backend.turns.history import ToolCall
 from agent_backend.turns.versions import FrozenAgent
@@ -53,22 +53,46 @@ class Toolbox:
                 group.create_task(
                     self._run(
                         call,
-                        ToolContext(
-                            db=self._database,
-                            user_id=live.user_id,
-                            session_id=live.session_id,
-                            turn_id=turn_id,
-                            tool_use_id=call.id,
-                            time_zone=time_zone,
-                            locale=locale,
-                            now=dt.datetime.now(ZoneInfo(time_zone)),
-                        ),
+                        self._context(call, live, turn_id, time_zone, locale),
                         known=call.name in allowed or (call.id in approved and call.name in on_approval),
                     )
                 )
                 for call in calls
             ]
         return [task.result() for task in tasks]
+
+    async def refusal(
+        self, call: ToolCall, live: LiveSession, turn_id: UUID, time_zone: str, locale: str
+    ) -> ToolResult | None:
+        """Return the error a call would end with, if its tool can say so before it runs.
+
+        A fault of ours is no refusal: it shows when the tool runs.
+        """
+        tool = self._tools.get(call.name)
+        if not isinstance(tool, Checking):
+            return None
+        try:
+            async with asyncio.timeout(self._timeout):
+                await tool.check(self._context(call, live, turn_id, time_zone, locale), call.input)
+        except (ModelRetry, ToolFailed) as error:
+            return ToolResult(content=str(error), is_error=True)
+        except Exception as error:  # noqa: BLE001 - the port's law: nothing a tool raises ends the turn
+            _log.warning("tool_check_broke", error=error, tool=call.name, turn_id=turn_id)
+        return None
+
+    def _context(
+        self, call: ToolCall, live: LiveSession, turn_id: UUID, time_zone: str, locale: str
+    ) -> ToolContext:
+        return ToolContext(
+            db=self._database,
+            user_id=live.user_id,
+            session_id=live.session_id,
+            turn_id=turn_id,
+            tool_use_id=call.id,
+            time_zone=time_zone,
+            locale=locale,
+            now=dt.datetime.now(ZoneInfo(time_zone)),
+        )
 
     async def _run(self, call: ToolCall, context: ToolContext, *, known: bool) -> ToolResult:
         tool = self._tools.get(call.name) if known else None

@@ -292,10 +292,25 @@ class TurnRun:
         if todo.to_run:
             return await self._run_here(todo.to_run)
         if not todo.answered:
-            return await self._park(todo.to_park)
+            refused = await self._refused_early(calls, todo.to_park)
+            return await (self._settle_results(refused) if refused else self._park(todo.to_park))
         if self._live.cancel_requested == self._turn_id:
             return await self._cancel(None)
         return await self._settle_results(todo.answered)
+
+    async def _refused_early(
+        self, calls: list[history.ToolCall], to_park: list[ParkedCall]
+    ) -> list[tuple[history.ToolCall, ToolResult]]:
+        """Answer calls whose tools refuse them anyway, before anybody is asked for a yes."""
+        assert self._situation is not None, "loaded first"
+        zone, locale = self._situation.time_zone, self._situation.locale
+        new = {each.id for each in to_park if each.kind == "approval" and each.id not in self._calls}
+        checked = [
+            (call, await self._toolbox.refusal(call, self._live, self._turn_id, zone, locale))
+            for call in calls
+            if call.id in new
+        ]
+        return [(call, refusal) for call, refusal in checked if refusal is not None]
 
     async def _park(self, calls: list[ParkedCall]) -> store.Settled | _Ended:
         """Give the session back until somebody answers, unless the turn is to stop."""
