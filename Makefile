@@ -5,7 +5,7 @@ PYTHON ?= python3
 PORT ?= 3001
 ARGS ?=
 LOCKED = uv.lock pyproject.toml agent-backend/pyproject.toml anthropic-emulator/pyproject.toml \
-	fly-emulator/pyproject.toml myhealth-cli/pyproject.toml scripts/bootstrap.py
+	fly-emulator/pyproject.toml myhealth-cli/pyproject.toml supabase-emulator/pyproject.toml scripts/bootstrap.py
 
 .PHONY: run test check bench soak clean
 

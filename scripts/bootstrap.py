@@ -17,7 +17,13 @@ UV = "0.13.9"
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / ".local" / "uv"
 STAMP = ROOT / ".venv" / ".ready"
-SOURCES = ("agent-backend/src", "anthropic-emulator/src", "fly-emulator/src", "myhealth-cli/src")
+SOURCES = (
+    "agent-backend/src",
+    "anthropic-emulator/src",
+    "fly-emulator/src",
+    "myhealth-cli/src",
+    "supabase-emulator/src",
+)
 OTHERS = ("python3.14", "python3.13", "python3.12", "python3.11")
 
 
