@@ -24,7 +24,8 @@ from agent_backend import auth
 from agent_backend.auth import Authenticator, bearer
 from agent_backend.db.jwks import StoredKeys
 from agent_backend.db.pool import Database
-from agent_backend.errors import Unauthorized, Unavailable
+from agent_backend.errors import Forbidden, Unauthorized, Unavailable
+from agent_backend.settings import Secret
 
 USER = UUID("0199ab12-0000-7000-8000-000000000001")
 ISSUER = "https://ref.supabase.co/auth/v1"
@@ -59,7 +60,9 @@ JWKS = {
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    base = {"sub": str(USER), "iss": ISSUER, "aud": "authenticated", "exp": int(time.time()) + 600}
+    now = int(time.time())
+    base = {"sub": str(USER), "iss": ISSUER, "aud": "authenticated", "role": "authenticated"}
+    base |= {"iat": now, "exp": now + 600, "is_anonymous": False}
     return {name: value for name, value in {**base, **changes}.items() if value is not None}
 
 
@@ -80,6 +83,12 @@ def handmade(header: dict[str, Any], signature: bytes | None = None) -> str:
     if signature is None:
         signature = hmac.digest(PUBLIC_PEM, signed.encode(), hashlib.sha256)
     return f"{signed}.{b64(signature)}"
+
+
+def twice() -> str:
+    """Sign a payload that names its user twice."""
+    payload = json.dumps(claims())[:-1] + f', "sub": "{USER}"' + "}"
+    return jwt.PyJWS().encode(payload.encode(), KEY, "ES256", headers={"kid": "k1"})
 
 
 @pytest.fixture
@@ -153,6 +162,23 @@ BAD: dict[str, str] = {
     "no user": token(claims(sub=None)),
     "a user that is no uuid": token(claims(sub="alice")),
     "an empty user": token(claims(sub="")),
+    "a user in another form": token(claims(sub="{" + str(USER) + "}")),
+    "no role": token(claims(role=None)),
+    "the role of the service": token(claims(role="service_role")),
+    "the role of nobody": token(claims(role="anon")),
+    "made in the future, in words": token(claims(iat=str(NOW))),
+    "without beginning": token(claims(iat=None)),
+    "ends too late": token(claims(exp=NOW + 8 * 86400)),
+    "began too early": token(claims(iat=NOW - 8 * 86400)),
+    "ends as text": token(claims(exp=str(NOW + 600))),
+    "ends never": token(claims(exp=float("inf"))),
+    "ends at no number": token(claims(exp=float("nan"))),
+    "begins at no number": token(claims(iat=float("nan"))),
+    "padded": token() + "==",
+    "with a line end": token() + "\n",
+    "with a blank": token().replace(".", " .", 1),
+    "with a character that decoders skip": token()[:-5] + "!" + token()[-5:],
+    "a member twice": twice(),
 }
 
 
@@ -163,6 +189,57 @@ async def test_a_bad_token_is_refused_and_learns_nothing(kind: str, authenticato
     expected = "The token has expired." if kind == "expired" else "The token is not valid."
     assert refused.value.detail == expected
     assert refused.value.__cause__ is None
+
+
+async def test_a_token_of_a_week_is_taken(authenticator: Authenticator) -> None:
+    now = int(time.time())
+    await authenticator.authenticate(token(claims(iat=now, exp=now + auth.MAX_LIFE_SECONDS)))
+
+
+async def test_who_signed_in_anonymously_is_told_that_it_takes_an_account(
+    authenticator: Authenticator,
+) -> None:
+    for value in (True, "true", 1):
+        with pytest.raises(Forbidden):
+            await authenticator.authenticate(token(claims(is_anonymous=value)))
+
+
+SHARED = "an old project's shared secret, of 40+ characters"
+
+
+@pytest.fixture
+def migrating(jwks_file: Path) -> Authenticator:
+    return Authenticator(
+        jwks_url=jwks_file.as_uri(), issuer=ISSUER, audience="authenticated", hs256_secret=Secret(SHARED)
+    )
+
+
+async def test_a_migrating_project_takes_both_kinds_of_token(migrating: Authenticator) -> None:
+    for good in (token(), token(key=SHARED, alg="HS256"), token(key=SHARED, alg="HS256", kid=None)):
+        assert (await migrating.authenticate(good)).user_id == USER
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        handmade({"alg": "HS256", "kid": "k1"}),
+        handmade({"alg": "HS256"}),
+        token(key="another secret of more than 32 characters", alg="HS256"),
+        token(key=SHARED * 2, alg="HS512"),
+        token(claims(role="service_role"), key=SHARED, alg="HS256"),
+        handmade({"alg": "none"}, b""),
+    ],
+)
+async def test_a_migrating_project_takes_nobodys_public_key_for_its_secret(
+    bad: str, migrating: Authenticator
+) -> None:
+    with pytest.raises(Unauthorized):
+        await migrating.authenticate(bad)
+
+
+async def test_without_the_flag_no_shared_secret_counts(authenticator: Authenticator) -> None:
+    with pytest.raises(Unauthorized):
+        await authenticator.authenticate(token(key=SHARED, alg="HS256"))
 
 
 async def test_a_clock_that_is_seconds_behind_is_forgiven(authenticator: Authenticator) -> None:
@@ -284,6 +361,30 @@ async def test_a_new_key_works_at_once_and_made_up_key_ids_do_not_flood_the_publ
         with pytest.raises(Unauthorized):
             await authenticator.authenticate(token(kid=f"made-up-{n}"))
     assert publisher.asked == asked
+
+
+async def test_a_withdrawal_that_is_noticed_ends_the_memory_of_verified_tokens(
+    publisher: Publisher, clock: Clock
+) -> None:
+    authenticator = Authenticator(jwks_url=publisher.url, issuer=ISSUER, audience="authenticated")
+    await authenticator.authenticate(token())
+    publisher.document = {"keys": [jwk(STRANGER, "k9")]}
+    clock.passed = 11
+    await authenticator.authenticate(token(key=STRANGER, kid="k9"))
+    assert len(authenticator._verified) == 1  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_keys_are_fetched_again_after_a_sleep_the_monotonic_clock_knows_nothing_of(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authenticator = Authenticator(jwks_url=publisher.url, issuer=ISSUER, audience="authenticated")
+    await authenticator.authenticate(token())
+    publisher.document = {"keys": []}
+    monkeypatch.setattr(auth, "_REFETCH_SECONDS", 0)
+    start = time.time()
+    monkeypatch.setattr(time, "time", lambda: start + 601)
+    with pytest.raises(Unauthorized):
+        await authenticator.authenticate(token(claims(exp=int(start) + 3600)))
 
 
 async def test_a_withdrawn_key_stops_working_within_ten_minutes(publisher: Publisher, clock: Clock) -> None:

@@ -77,12 +77,12 @@ def test_a_user_name_is_a_plain_one(name: str, settings: Settings) -> None:
         issue(settings, name, 600)
 
 
-@pytest.mark.parametrize(("text", "expected"), [("30s", 30), ("15m", 900), ("12h", 43200), ("30d", 2592000)])
+@pytest.mark.parametrize(("text", "expected"), [("30s", 30), ("15m", 900), ("12h", 43200), ("7d", 604800)])
 def test_durations(text: str, expected: int) -> None:
     assert seconds(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "12", "h", "0h", "-1h", "1.5h", "31d", "9999999d", "1h1m"])
+@pytest.mark.parametrize("text", ["", "12", "h", "0h", "-1h", "1.5h", "8d", "9999999d", "1h1m"])
 def test_other_durations_are_refused(text: str) -> None:
     with pytest.raises(OperatorError):
         seconds(text)

@@ -1,7 +1,8 @@
 """A bearer token becomes a Principal.
 
-Tokens are Supabase's (ES256 or RS256, checked against a JWKS). In development `agent-backend token` signs
-them with a local key and the server reads that key's JWKS from a file: the same code either way.
+Tokens are Supabase's: ES256 or RS256, checked against a JWKS, and HS256 only while a project migrates from
+the legacy shared secret (AUTH_HS256_SECRET). `agent-backend token` signs with a local key whose JWKS the
+server reads from a file: the same code either way. What is decided here and why: docs/design/identity.md.
 
 Rules: RFC 7519 (claims), RFC 8725 (pin the algorithms, check issuer and audience), RFC 7517 (JWKS).
 PyJWT and aiohttp are imported at the first use: the boot does not wait for them.
@@ -10,6 +11,7 @@ PyJWT and aiohttp are imported at the first use: the boot does not wait for them
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import time
 from datetime import UTC, datetime
@@ -22,15 +24,21 @@ from uuid import UUID
 
 import msgspec
 
-from agent_backend.errors import Unauthorized, Unavailable
+from agent_backend.errors import Forbidden, Unauthorized, Unavailable
+from agent_backend.settings import Secret
 from agent_backend.telemetry import Log
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aiohttp import StreamReader
     from jwt import PyJWK
 
 LEEWAY_SECONDS = 10
 """A machine that was suspended wakes with a clock that is seconds behind."""
+
+MAX_LIFE_SECONDS = 7 * 86_400
+"""The longest life Supabase lets a token have; one that claims more is not from there, or not meant to be."""
 
 _MAX_TOKEN = 8192
 _MAX_JWKS = 256 * 1024
@@ -55,9 +63,9 @@ def bearer(authorization: str | None) -> str:
     if authorization is None:
         raise Unauthorized("This needs a bearer token in the Authorization header.")
     scheme, _, token = authorization.partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
+    if scheme.lower() != "bearer" or not token.strip(" "):
         raise Unauthorized("The Authorization header is not of the form `Bearer TOKEN`.")
-    return token.strip()
+    return token.strip(" ")
 
 
 class _Verified(NamedTuple):
@@ -81,17 +89,26 @@ class Authenticator:
     """Checks tokens; remembers the ones it has checked, because a signature costs 0.1-0.2 ms of CPU."""
 
     def __init__(
-        self, *, jwks_url: str, issuer: str, audience: str, last_known: LastKnown | None = None
+        self,
+        *,
+        jwks_url: str,
+        issuer: str,
+        audience: str,
+        last_known: LastKnown | None = None,
+        hs256_secret: Secret | None = None,
     ) -> None:
         self._issuer = issuer
         self._audience = audience
-        self._keys = _Keys(jwks_url, last_known)
+        self._hs256_secret = hs256_secret or None
         self._verified: dict[bytes, _Verified] = {}
+        # A key was withdrawn: what it signed must be looked at again.
+        self._keys = _Keys(jwks_url, last_known, on_withdrawal=self._verified.clear)
 
     async def authenticate(self, token: str) -> Principal:
         """Return whom the token names.
 
-        Raises Unauthorized, or Unavailable while there are no keys to check it with.
+        Raises Unauthorized, Forbidden for who has signed in anonymously, or Unavailable while there are no
+        keys to check it with.
         """
         if len(token) > _MAX_TOKEN or not token.isascii():
             raise _refused()
@@ -120,31 +137,98 @@ class Authenticator:
         import jwt  # noqa: PLC0415 - 60 ms that the boot must not wait for
 
         try:
-            header = jwt.get_unverified_header(token)
-        except (jwt.PyJWTError, ValueError, RecursionError):
+            header = _header(token)
+        except (ValueError, RecursionError):
             raise _refused() from None
-        key = await self._keys.find(header.get("kid"))
-        if key is None or header.get("alg") != key.algorithm_name:
-            raise _refused()
+        key, algorithm = await self._key(header)
         try:
             claims = jwt.decode(
                 token,
                 key,
-                algorithms=[key.algorithm_name],
+                algorithms=[algorithm],
                 audience=self._audience,
                 issuer=self._issuer,
                 leeway=LEEWAY_SECONDS,
-                options={"require": ["exp", "sub", "iss", "aud"]},
+                options={"require": ["exp", "iat", "sub", "iss", "aud", "role"]},
             )
-            return _principal(claims)
+            return _principal(claims, time.time())
         except jwt.ExpiredSignatureError:
             raise Unauthorized("The token has expired.") from None
         except (jwt.PyJWTError, ValueError, OverflowError, TypeError, RecursionError):
             raise _refused() from None
 
+    async def _key(self, header: dict[str, Any]) -> tuple[PyJWK | str, str]:
+        """Return the key a token says it is signed with, and the one algorithm that goes with it.
 
-def _principal(claims: dict[str, Any]) -> Principal:
-    return Principal(UUID(claims["sub"]), datetime.fromtimestamp(int(claims["exp"]), UTC))
+        The shared secret checks HS256 and nothing else does; a published key never checks HS256: so nobody's
+        public key can serve as a secret. Raises Unauthorized, Unavailable.
+        """
+        if header.get("alg") == "HS256":
+            if self._hs256_secret is None:
+                raise _refused()
+            return self._hs256_secret.reveal(), "HS256"
+        key = await self._keys.find(header.get("kid"))
+        if key is None or header.get("alg") != key.algorithm_name:
+            raise _refused()
+        return key, key.algorithm_name
+
+
+def _header(token: str) -> dict[str, Any]:
+    """Return the header of a token in the one form a token has.
+
+    Base64 with other characters or stray bits, and JSON that says a thing twice, can be read in more than
+    one way; so they are not read at all. Raises ValueError, RecursionError.
+    """
+    import json  # noqa: PLC0415 - see _verify
+
+    header, payload, _ = [_canonical(part) for part in token.split(".")]
+    read, _claims = [
+        json.loads(each, object_pairs_hook=_each_once, parse_constant=_no_number)
+        for each in (header, payload)
+    ]
+    if not isinstance(read, dict):
+        raise ValueError("not an object")  # noqa: TRY004 - as for other malformed tokens
+    return read
+
+
+def _canonical(part: str) -> bytes:
+    decoded = base64.b64decode(part + "=" * (-len(part) % 4), altchars=b"-_", validate=True)
+    if base64.urlsafe_b64encode(decoded).rstrip(b"=") != part.encode():
+        raise ValueError("base64 in another form than the one that is written")
+    return decoded
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a member stands twice")
+    return members
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _principal(claims: dict[str, Any], now: float) -> Principal:
+    """Read the claims PyJWT leaves to us. Raises ValueError, Forbidden."""
+    ends, begins = _seconds(claims["exp"]), _seconds(claims["iat"])
+    if ends - min(begins, now) > MAX_LIFE_SECONDS + LEEWAY_SECONDS:
+        raise ValueError("a longer life than Supabase gives")
+    if claims["role"] != "authenticated":
+        raise ValueError("not a user's: anon and service_role tokens name nobody")
+    if claims.get("is_anonymous") not in (None, False):
+        raise Forbidden("This needs an account: an anonymous sign-in is not enough.")
+    user_id = UUID(claims["sub"])
+    if str(user_id) != claims["sub"].lower():
+        raise ValueError("a UUID in another form than the one it is written in")
+    return Principal(user_id, datetime.fromtimestamp(ends, UTC))
+
+
+def _seconds(value: object) -> float:
+    """Return a NumericDate (RFC 7519); PyJWT would read the text "1" and true as well."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError("not a number")
+    return float(value)
 
 
 def _refused() -> Unauthorized:
@@ -159,11 +243,14 @@ class _Keys:
     is asked on, as often as for an unknown key.
     """
 
-    def __init__(self, url: str, last_known: LastKnown | None) -> None:
+    def __init__(self, url: str, last_known: LastKnown | None, on_withdrawal: Callable[[], None]) -> None:
         self._url = url
         self._last_known = last_known
+        self._on_withdrawal = on_withdrawal
         self._keys: dict[str, PyJWK] = {}
         self._fetched_at = float("-inf")
+        self._fetched_on = float("-inf")
+        """The same on the wall clock: the monotonic one stands still while a machine is suspended."""
         self._tried_at = float("-inf")
         self._fetching = asyncio.Lock()
 
@@ -179,7 +266,7 @@ class _Keys:
     async def fresh(self) -> None:
         """Make sure that keys are there. Old ones serve on while new ones cannot be had."""
         now = time.monotonic()
-        if now - self._fetched_at < _KEYS_SECONDS:
+        if max(now - self._fetched_at, time.time() - self._fetched_on) < _KEYS_SECONDS:
             return
         if not self._keys or now - self._tried_at > _REFETCH_SECONDS:
             await self._fetch(older_than=now)
@@ -194,8 +281,7 @@ class _Keys:
             try:
                 async with asyncio.timeout(5):
                     document = await _read(self._url)
-                self._keys = _signing_keys(document)
-                self._fetched_at = time.monotonic()
+                self._replace(_signing_keys(document))
             except (OSError, ValueError) as error:
                 log.warning("keys_fetch_failed", error=error)
                 if not self._keys and not await self._recalled():
@@ -204,6 +290,14 @@ class _Keys:
                 # Also one without keys: what was withdrawn must not come back.
                 if self._last_known is not None:
                     await self._last_known.save(document)
+
+    def _replace(self, keys: dict[str, PyJWK]) -> None:
+        withdrawn = self._keys.keys() - keys.keys()
+        self._keys = keys
+        self._fetched_at, self._fetched_on = time.monotonic(), time.time()
+        if withdrawn:
+            log.info("keys_withdrawn", count=len(withdrawn))
+            self._on_withdrawal()
 
     async def _recalled(self) -> bool:
         """Take the last known keys; say whether there are any."""

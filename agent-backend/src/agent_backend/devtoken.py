@@ -22,7 +22,8 @@ from agent_backend.settings import Settings
 _USERS = UUID("6f0d5c3a-9d0c-4a53-8f54-5d9a3c1c7e21")
 """Namespace of the made-up users' ids."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_MAX_SECONDS = 30 * 86400
+_MAX_SECONDS = 7 * 86400
+"""What the server takes at most, as auth.MAX_LIFE_SECONDS says."""
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 
@@ -37,7 +38,7 @@ def seconds(text: str) -> int:
     duration = int(match[1]) * _UNITS[match[2]] if match else 0
     if not 0 < duration <= _MAX_SECONDS:
         raise OperatorError(
-            f"--ttl {text[:20]!r} is not a duration of at most 30 days", hint="write it like 15m, 12h or 7d"
+            f"--ttl {text[:20]!r} is not a duration of at most 7 days", hint="write it like 15m, 12h or 7d"
         )
     return duration
 

@@ -110,7 +110,7 @@ class _Builder:
             result["description"] = op.about["description"]
         result["responses"] = {
             "101": {"description": "The socket is open."},
-            **self._refer((401, 426, 503)),
+            **self._refer((401, 403, 426, 503)),
         }
         result["security"] = _SECURITY
         result["x-websocket"] = {
@@ -196,7 +196,7 @@ def _problems(op: Operation) -> set[int]:
     about: About = op.about
     statuses = set(about.get("problems", ()))
     if op.auth:
-        statuses |= {401, 503}
+        statuses |= {401, 403, 503}
     if op.body is not None:
         statuses |= {400, 408, 413, 415, 422}
     if op.query is not None:

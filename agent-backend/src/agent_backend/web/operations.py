@@ -118,8 +118,16 @@ class _Exchange:
         """Return a request header by its lower-case name."""
         return header(self.scope, name)
 
+    def bearer(self) -> str:
+        """Return the token of the one Authorization header. Raises Unauthorized."""
+        given = [value for name, value in self.scope["headers"] if name == b"authorization"]
+        if len(given) > 1:
+            # A proxy may have looked at the other one.
+            raise Unauthorized("There is more than one Authorization header.")
+        return bearer(given[0].decode("latin-1") if given else None)
+
     async def admit(self, token: str) -> None:
-        """Check the token and remember whom it names. Raises Unauthorized, Unavailable."""
+        """Check the token and remember whom it names. Raises Unauthorized, Forbidden, Unavailable."""
         self._principal = await self.services.authenticator.authenticate(token)
         await self.services.begin()
 
@@ -187,10 +195,14 @@ class SocketCall(_Exchange):
     def token(self) -> str:
         """Return the token of the Authorization header or the subprotocol. Raises Unauthorized."""
         offered: list[str] = self.scope.get("subprotocols", [])
-        for each in offered:
-            if each.startswith(SUBPROTOCOL_TOKEN):
-                return each.removeprefix(SUBPROTOCOL_TOKEN)
-        return bearer(self.header(b"authorization"))
+        given = {
+            each.removeprefix(SUBPROTOCOL_TOKEN) for each in offered if each.startswith(SUBPROTOCOL_TOKEN)
+        }
+        if not given or self.header(b"authorization") is not None:
+            given.add(self.bearer())
+        if len(given) > 1:
+            raise Unauthorized("There is more than one token.")
+        return given.pop()
 
 
 Handler: TypeAlias = Callable[[Call[Any, Any]], Awaitable[Response]]
@@ -241,7 +253,7 @@ class Operation:
 
     async def _run(self, call: Call[Any, Any], receive: Receive) -> Response:
         if self.auth:
-            await call.admit(bearer(call.header(b"authorization")))
+            await call.admit(call.bearer())
         if self.query is not None:
             call.query = decode_query(call.scope["query_string"], self.query)
         if self.body is not None:
