@@ -57,6 +57,11 @@ class Principal(msgspec.Struct, frozen=True):
     user_id: UUID
     expires_at: datetime
 
+    @property
+    def streams_until(self) -> float:
+        """When what was opened with this token must have ended, as seconds since 1970."""
+        return self.expires_at.timestamp() + LEEWAY_SECONDS
+
 
 def bearer(authorization: str | None) -> str:
     """Return the token of an Authorization header. Raises Unauthorized."""

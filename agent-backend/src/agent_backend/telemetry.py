@@ -124,6 +124,7 @@ _SAID_ELSEWHERE = (
     "Traceback",  # of a failed start: by cli.py, in two lines
     "Application startup failed",
     "ASGI callable returned without completing handshake",  # of every refused WebSocket: web/operations.py
+    "ASGI callable returned without completing response",  # cut on purpose: web/sse.py
 )
 
 

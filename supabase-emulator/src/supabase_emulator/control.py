@@ -63,7 +63,8 @@ async def clock(request: web.Request) -> web.Response:
             raise AuthError(400, "validation_failed", f"token_seconds must be 1 to {MAX_TOKEN_SECONDS}")
         project.token_seconds = asked.token_seconds
     project.clock.advance(asked.advance_s)
-    return reply({"token_seconds": project.token_seconds, "now": project.clock()})
+    now = project.clock()
+    return reply({"token_seconds": project.token_seconds, "now": now, "real": now - project.clock.offset})
 
 
 async def healthz(_request: web.Request) -> web.Response:

@@ -98,7 +98,8 @@ async def run_agent(call: Call[RunAgentInput, None]) -> Response:
         headers["turn-cursor"] = str(accepted.cursor)
         events = turn_events(call.services, call.user_id, body.thread_id, body.run_id, accepted, None)
     run = _until_it_waits(events, str(body.thread_id), str(body.run_id))
-    return EventStreamResponse(run, str(body.thread_id), headers=headers)
+    until = call.principal.streams_until
+    return EventStreamResponse(run, str(body.thread_id), until=until, headers=headers)
 
 
 async def _session(call: Call[RunAgentInput, None], agent: Agent) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
+from typing import Literal
 
 import msgspec
 from starlette.responses import Response
@@ -19,6 +21,9 @@ HEARTBEAT_SECONDS = 15.0
 """Middleboxes give up on silent connections; Fly's proxy has an undocumented idle limit."""
 
 RETRY = b"retry: 1000\n\n"
+
+_GOODBYE_SECONDS = 1.0
+"""What a reader that does not read has to take the end of its stream."""
 
 STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
@@ -41,13 +46,18 @@ def frames(batch: list[Placed], thread_id: str) -> bytes:
 
 
 class EventStreamResponse(Response):
-    """Streams batches until they end or the client goes away, with heartbeats in between."""
+    """Streams batches until they end, the client goes away or its token ends, with heartbeats in between.
+
+    `until` is when that is (Principal.streams_until): then the client comes back with a fresh token and its
+    cursor, as after any cut.
+    """
 
     def __init__(
         self,
         batches: AsyncGenerator[list[Placed]],
         thread_id: str,
         *,
+        until: float,
         status: int = 200,
         headers: dict[str, str] | None = None,
     ) -> None:
@@ -56,6 +66,7 @@ class EventStreamResponse(Response):
         self.raw_headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
         self._batches = batches
         self._thread_id = thread_id
+        self._until = until
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         """Send the stream. A reader that is cut off sees its connection end and comes back."""
@@ -68,7 +79,7 @@ class EventStreamResponse(Response):
                 {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
             )
             writing = asyncio.current_task()
-            watching = asyncio.create_task(_watch(receive, send, writing))
+            watching = asyncio.create_task(_watch(receive, send, writing, self._until))
             stack.callback(watching.cancel)
             try:
                 async for batch in batches:
@@ -80,8 +91,21 @@ class EventStreamResponse(Response):
             except asyncio.CancelledError:
                 if not watching.done() or writing is None or writing.uncancel() > 0:
                     raise
-                return  # the client went away
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+                if watching.result() == "token_ended":
+                    await _say_goodbye(send)
+                return
+            await send(_END)
+
+
+_END: Message = {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+async def _say_goodbye(send: Send) -> None:
+    """End a stream whose token has ended; a reader that takes nothing any more is cut."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_GOODBYE_SECONDS):
+            await send(_chunk(RETRY))
+            await send(_END)
 
 
 def _stream_closed() -> None:
@@ -92,19 +116,37 @@ def _chunk(body: bytes) -> Message:
     return {"type": "http.response.body", "body": body, "more_body": True}
 
 
-async def _watch(receive: Receive, send: Send, writing: asyncio.Task[object] | None) -> None:
-    """Send heartbeats, and stop the writer when the client goes away."""
-    while True:
+async def _watch(
+    receive: Receive, send: Send, writing: asyncio.Task[object] | None, until: float
+) -> Literal["client_gone", "token_ended"]:
+    """Send heartbeats, and stop the writer when the client goes away or its token ends; say which.
+
+    The wall clock is asked at each heartbeat: after a freeze the other one knows nothing of the time that
+    has passed.
+    """
+    while (left := until - time.time()) > 0:
+        beat = asyncio.get_running_loop().time() + HEARTBEAT_SECONDS
         try:
-            async with asyncio.timeout(HEARTBEAT_SECONDS):
+            async with asyncio.timeout(min(HEARTBEAT_SECONDS, left)):
                 message = await receive()
         except TimeoutError:
-            await send(_chunk(b": hb\n\n"))
+            if asyncio.get_running_loop().time() >= beat:
+                await _beat(send, until)
             continue
         if message["type"] == "http.disconnect":
             if writing is not None:
                 writing.cancel()
-            return
+            return "client_gone"
+    if writing is not None:
+        writing.cancel()
+    return "token_ended"
+
+
+async def _beat(send: Send, until: float) -> None:
+    """Send a heartbeat; while a reader takes nothing, it waits until the token ends."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(max(0.0, until - time.time())):
+            await send(_chunk(b": hb\n\n"))
 
 
 class EventsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,7 +175,8 @@ async def follow_session(call: Call[None, EventsQuery]) -> Response:
     session_id = call.uuid("session_id")
     follower = Follower(call.services.machine, call.user_id, session_id, parse_cursor(text, field))
     await follower.check()
-    return EventStreamResponse(follower.batches(wait=call.query.wait != 0), str(session_id))
+    batches = follower.batches(wait=call.query.wait != 0)
+    return EventStreamResponse(batches, str(session_id), until=call.principal.streams_until)
 
 
 OPERATIONS = (follow_session,)

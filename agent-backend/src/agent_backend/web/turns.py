@@ -13,6 +13,7 @@ from msgspec import Meta
 from starlette.responses import Response
 
 from agent_backend import events as agui
+from agent_backend.auth import Principal
 from agent_backend.db import sessions as store
 from agent_backend.errors import FieldError, InvalidRequest, NotFound
 from agent_backend.events import Cursor
@@ -100,7 +101,7 @@ async def put_turn(call: Call[TurnPut, None]) -> Response:
         call.user_id, session_id, turn_id, text=text, on_busy=call.body.on_busy
     )
     if call.accepts_events():
-        return turn_stream(call.services, call.user_id, session_id, turn_id, accepted, after)
+        return turn_stream(call.services, call.principal, session_id, turn_id, accepted, after)
     turn = AcceptedTurn(
         id=turn_id, session_id=session_id, state=_state(accepted.state), cursor=str(accepted.cursor)
     )
@@ -109,15 +110,16 @@ async def put_turn(call: Call[TurnPut, None]) -> Response:
 
 def turn_stream(
     services: Services,
-    user_id: UUID,
+    principal: Principal,
     session_id: UUID,
     turn_id: UUID,
     accepted: store.Accepted,
     after: Cursor | None,
 ) -> EventStreamResponse:
     """Return the stream of an accepted turn, from a cursor inside it or from its beginning."""
-    batches = turn_events(services, user_id, session_id, turn_id, accepted, after)
-    return EventStreamResponse(batches, str(session_id), headers={"turn-cursor": str(accepted.cursor)})
+    batches = turn_events(services, principal.user_id, session_id, turn_id, accepted, after)
+    headers = {"turn-cursor": str(accepted.cursor)}
+    return EventStreamResponse(batches, str(session_id), until=principal.streams_until, headers=headers)
 
 
 async def turn_events(

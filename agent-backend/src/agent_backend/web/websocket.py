@@ -1,12 +1,17 @@
 """One WebSocket for many sessions: subscribe with a cursor, get the same events as over SSE.
 
-Client frames: subscribe, unsubscribe, ping. Server frames: AG-UI events, whose metadata.threadId names the
-session, and control frames with a lower-case `type`.
+Client frames: authenticate, subscribe, unsubscribe, ping. Server frames: AG-UI events, whose
+metadata.threadId names the session, and control frames with a lower-case `type`.
+
+A socket lives as long as its token: some time before the end comes `token_expiring`, and `authenticate` with
+a fresh token of the same user lets it go on; else it is closed with 4401.
 """
 
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import time
 from contextlib import aclosing, suppress
 from typing import TypeAlias
 from uuid import UUID
@@ -15,7 +20,8 @@ import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from agent_backend import events as agui
-from agent_backend.errors import AgentBackendError, MalformedRequest, NotFound, RequestError
+from agent_backend.auth import Principal
+from agent_backend.errors import AgentBackendError, MalformedRequest, NotFound, RequestError, Unavailable
 from agent_backend.telemetry import Log, metrics
 from agent_backend.web.operations import SocketCall, SocketOperation, socket
 from agent_backend.web.stream import CutOff, Follower, parse_cursor
@@ -28,6 +34,22 @@ MAX_BAD_FRAMES = 10
 
 _GOING_AWAY = 1001
 _POLICY_VIOLATION = 1008
+TOKEN_ENDED = 4401
+"""Of the codes for private use (RFC 6455, 7.4.2); it ends as HTTP's 401."""
+
+WARNING_SECONDS = 60.0
+"""So long before its end a client is told that its token ends, or a quarter of the token's life before."""
+_LOOK_SECONDS = 15.0
+"""How often the wall clock is asked: after a freeze the other one does not know how much time has passed."""
+_GOODBYE_SECONDS = 1.0
+
+
+class Authenticate(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="authenticate"
+):
+    """Go on with a fresh token of the same user."""
+
+    token: str
 
 
 class Subscribe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="subscribe"):
@@ -47,6 +69,18 @@ class Unsubscribe(
 
 class Ping(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="ping"):
     """Ask for a pong."""
+
+
+class Authenticated(msgspec.Struct, frozen=True, tag_field="type", tag="authenticated"):
+    """The token was taken; the socket lives until it ends."""
+
+    expires_at: dt.datetime
+
+
+class TokenExpiring(msgspec.Struct, frozen=True, tag_field="type", tag="token_expiring"):
+    """Soon the socket is closed with 4401, unless the client authenticates with a fresh token."""
+
+    expires_at: dt.datetime
 
 
 class Subscribed(msgspec.Struct, frozen=True, tag_field="type", tag="subscribed"):
@@ -76,8 +110,8 @@ class ErrorFrame(
     session: UUID | None = None
 
 
-ClientFrame: TypeAlias = Subscribe | Unsubscribe | Ping
-ServerFrame: TypeAlias = Subscribed | Unsubscribed | Pong | ErrorFrame
+ClientFrame: TypeAlias = Authenticate | Subscribe | Unsubscribe | Ping
+ServerFrame: TypeAlias = Authenticated | TokenExpiring | Subscribed | Unsubscribed | Pong | ErrorFrame
 
 _decoder = msgspec.json.Decoder(ClientFrame)
 
@@ -91,12 +125,16 @@ class _Connection:
         self._followers: dict[UUID, asyncio.Task[None]] = {}
         self._leaving = call.services.machine.hub.leaving
         self._bad_frames = 0
+        self._ending: asyncio.Task[None] | None = None
+        self._cut = False
 
     async def run(self) -> None:
-        """Serve frames until the client closes."""
+        """Serve frames until the client closes or its token ends."""
         await self._call.accept()
         metrics.streams_open += 1
         goodbye = asyncio.create_task(self._say_goodbye())
+        running = asyncio.current_task()
+        self._live_until(self._call.principal)
         try:
             while self._bad_frames < MAX_BAD_FRAMES:
                 message = await self._socket.receive()
@@ -104,12 +142,54 @@ class _Connection:
                     return
                 await self._serve(message.get("text"))
             await self._socket.close(_POLICY_VIOLATION, "too many malformed frames")
+        except asyncio.CancelledError:
+            if not self._cut or running is None or running.uncancel() > 0:
+                raise
         finally:
             metrics.streams_open -= 1
-            tasks = [goodbye, *self._followers.values()]
+            tasks = [goodbye, *self._followers.values(), *([self._ending] if self._ending else [])]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- the token ---
+
+    def _live_until(self, principal: Principal) -> None:
+        """Let the socket live until this token ends, and no longer."""
+        if self._ending is not None:
+            self._ending.cancel()
+        self._ending = asyncio.create_task(self._end_with(principal, asyncio.current_task()))
+
+    async def _end_with(self, principal: Principal, running: asyncio.Task[object] | None) -> None:
+        """Warn before the token ends, then close; a client that takes nothing any more is cut."""
+        ends = principal.expires_at.timestamp()
+        await _wall_clock(ends - min(WARNING_SECONDS, (ends - time.time()) / 4))
+        with suppress(WebSocketDisconnect):
+            await self._send(TokenExpiring(principal.expires_at))
+        await _wall_clock(principal.streams_until)
+        try:
+            async with asyncio.timeout(_GOODBYE_SECONDS):
+                await self._socket.close(TOKEN_ENDED, "the token has ended")
+        except (TimeoutError, WebSocketDisconnect, RuntimeError):
+            self._cut = True
+            if running is not None:
+                running.cancel()
+
+    async def _authenticate(self, token: str) -> None:
+        try:
+            principal = await self._call.services.authenticator.authenticate(token)
+        except RequestError as error:
+            if not isinstance(error, Unavailable):
+                self._bad_frames += 1
+            await self._send(ErrorFrame(code=error.code, detail=error.detail))
+            return
+        if principal.user_id != self._call.user_id:
+            await self._socket.close(_POLICY_VIOLATION, "the token is another user's")
+            return
+        self._live_until(principal)
+        await self._send(Authenticated(principal.expires_at))
+
+    # --- frames ---
 
     async def _say_goodbye(self) -> None:
         """Close before a stopping server does, with the code that tells clients to come back."""
@@ -126,6 +206,8 @@ class _Connection:
             await self._send(ErrorFrame(code="malformed_frame", detail=detail))
             return
         match frame:
+            case Authenticate():
+                await self._authenticate(frame.token)
             case Subscribe():
                 await self._subscribe(frame)
             case Unsubscribe():
@@ -186,6 +268,12 @@ class _Connection:
             await self._socket.send_text(msgspec.json.encode(frame).decode())
         except RuntimeError as error:  # the protocol has closed it already, over a frame that broke the rules
             raise WebSocketDisconnect(1006) from error
+
+
+async def _wall_clock(moment: float) -> None:
+    """Wait until a time in seconds since 1970."""
+    while (left := moment - time.time()) > 0:  # noqa: ASYNC110 - only the clock knows
+        await asyncio.sleep(min(left, _LOOK_SECONDS))
 
 
 @socket(

@@ -1,0 +1,194 @@
+"""Streams end with their token and go on with a fresh one: nothing is lost, nothing comes twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket as sockets
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import aiohttp
+import pytest
+
+from .client import PATIENCE, Client, ended, say, take
+from .issuer import Issuer, issuer
+from .stack import Backend, Site, free_port
+
+SOON = 2.0
+"""Seconds to a token's end, leeway included; tokens end at whole seconds, so it can be one less."""
+
+
+@pytest.fixture(scope="module")
+def supabase() -> Generator[Issuer]:
+    with issuer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def metrics_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def backend(site: Site, supabase: Issuer, metrics_port: int) -> Generator[Backend]:
+    env = {"LEASE_SECONDS": "20", "METRICS_PORT": str(metrics_port), **supabase.env}
+    with site.server("expiry", **env) as running:
+        yield running
+        assert running.errors() == []
+
+
+@asynccontextmanager
+async def signed_in(supabase: Issuer, backend: Backend, user: str, seconds: float) -> AsyncGenerator[Client]:
+    """Yield a client whose token ends in `seconds`."""
+    await supabase.ends_in(seconds)
+    headers = await supabase.headers(user)
+    async with aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0)) as session:
+        yield Client(session, backend.url)
+
+
+async def raw(client: Client, method: str, path: str, **options: Any) -> bytes:
+    """Return a whole stream, as bytes."""
+    async with asyncio.timeout(PATIENCE), client.raw(method, path, **options) as response:
+        assert response.status == 200, await response.text()
+        return await response.read()
+
+
+def cursors(stream: bytes) -> list[str]:
+    return [line[4:].decode() for line in stream.split(b"\n") if line.startswith(b"id: ")]
+
+
+async def test_every_kind_of_event_stream_ends_with_its_token_and_a_hint_to_come_back(
+    backend: Backend, supabase: Issuer
+) -> None:
+    user, text = f"u{uuid4().hex[:8]}", say(tokens=120, delay_ms=20)
+    accept = {"Accept": "text/event-stream"}
+    async with (
+        signed_in(supabase, backend, user, 3600) as lasting,
+        signed_in(supabase, backend, user, SOON) as ending,
+    ):
+        sessions = [await lasting.new_session() for _ in range(2)]
+        began = asyncio.get_running_loop().time()
+        run = {"threadId": str(uuid4()), "runId": str(uuid4())}
+        run |= {"messages": [{"id": "m", "role": "user", "content": text}]}
+        turn = f"/v1/sessions/{sessions[0]}/turns/{uuid4()}"
+        streams = await asyncio.gather(
+            raw(ending, "PUT", turn, json={"content": text}, headers=accept),
+            raw(ending, "GET", f"/v1/sessions/{sessions[1]}/events"),
+            raw(ending, "POST", "/v1/agui/coach", json=run),
+        )
+        assert asyncio.get_running_loop().time() - began < SOON + 0.5
+        for stream in streams:
+            assert stream.endswith(b"retry: 1000\n\n")
+        assert (await ending.call("GET", "/v1/sessions"))[0] == 401
+        # The turn went on; a fresh token and the cursor bring the rest.
+        got = cursors(streams[0])
+        rest = await take(lasting.sse(sessions[0], got[-1]), ended)
+        whole = await lasting.log(sessions[0])
+        assert got + [each.place for each in rest] == [each.place for each in whole]
+
+
+async def test_a_reader_that_does_not_read_is_cut_all_the_same(
+    backend: Backend, supabase: Issuer, metrics_port: int, http: aiohttp.ClientSession
+) -> None:
+    async def open_streams() -> float:
+        async with http.get(f"http://127.0.0.1:{metrics_port}/metrics") as response:
+            lines = (await response.text()).splitlines()
+        return float(next(line for line in lines if line.startswith("streams_open")).split()[1])
+
+    user = f"u{uuid4().hex[:8]}"
+    await supabase.ends_in(SOON)
+    headers = await supabase.headers(user)
+    async with signed_in(supabase, backend, user, 3600) as client:
+        session = await client.new_session()
+        await client.begin(session, say(text="x" * 2000, tokens=1500, delay_ms=0))
+        opened = sockets.socket()
+        opened.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
+        opened.setblocking(False)
+        parts = urlsplit(backend.url)
+        await asyncio.get_running_loop().sock_connect(opened, (parts.hostname, parts.port))
+        head = f"GET /v1/sessions/{session}/events HTTP/1.1\r\nHost: x\r\n"
+        head += f"Authorization: {headers['Authorization']}\r\n\r\n"
+        await asyncio.get_running_loop().sock_sendall(opened, head.encode())
+        with opened:
+            async with asyncio.timeout(PATIENCE):
+                while await open_streams() < 1:
+                    await asyncio.sleep(0.05)
+                while await open_streams() > 0:
+                    await asyncio.sleep(0.05)
+
+
+class Socket:
+    """A WebSocket's frames, decoded."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.socket = socket
+
+    async def say(self, **frame: Any) -> None:
+        await self.socket.send_json(frame)
+
+    async def hear(self) -> dict[str, Any]:
+        return json.loads(await self.socket.receive_str(timeout=PATIENCE))
+
+    async def closed(self) -> int | None:
+        """Read on to the end; return the code it was closed with."""
+        async with asyncio.timeout(PATIENCE):
+            while (await self.socket.receive()).type is aiohttp.WSMsgType.TEXT:
+                pass
+        return self.socket.close_code
+
+
+async def test_a_socket_is_warned_and_closed_with_its_token(backend: Backend, supabase: Issuer) -> None:
+    async with (
+        signed_in(supabase, backend, "alice", SOON) as client,
+        client.socket() as opened,
+    ):
+        socket = Socket(opened)
+        assert (await socket.hear())["type"] == "token_expiring"
+        assert await socket.closed() == 4401
+
+
+async def test_a_socket_lives_on_with_a_fresh_token(backend: Backend, supabase: Issuer) -> None:
+    user = f"u{uuid4().hex[:8]}"
+    async with (
+        signed_in(supabase, backend, user, 3600) as lasting,
+        signed_in(supabase, backend, user, SOON) as ending,
+        ending.socket() as opened,
+    ):
+        session = await lasting.new_session()
+        await lasting.begin(session, say(tokens=100, delay_ms=20))
+        socket, places = Socket(opened), list[str]()
+        await socket.say(type="subscribe", session=session)
+        await supabase.ends_in(3600)
+        kinds: set[str] = set()
+        async with asyncio.timeout(PATIENCE):
+            while not {"token_expiring", "authenticated", "RUN_FINISHED"} <= kinds:
+                frame = await socket.hear()
+                kinds.add(frame["type"])
+                if "metadata" in frame:
+                    places.append(frame["metadata"]["cursor"])
+                if frame["type"] == "token_expiring":
+                    await socket.say(type="authenticate", token=await supabase.token(user))
+        assert places == [each.place for each in await lasting.log(session)]
+
+
+async def test_nobody_else_may_take_a_socket_over(backend: Backend, supabase: Issuer) -> None:
+    async with signed_in(supabase, backend, "alice", 3600) as client, client.socket() as opened:
+        socket = Socket(opened)
+        await socket.say(type="authenticate", token="a.b.c")
+        assert (await socket.hear())["code"] == "unauthorized"
+        await socket.say(type="ping")
+        assert (await socket.hear())["type"] == "pong"
+        await socket.say(type="authenticate", token=await supabase.token("mallory"))
+        assert await socket.closed() == 1008
+
+
+async def test_tokens_cannot_be_guessed_on_one_socket(backend: Backend, supabase: Issuer) -> None:
+    async with signed_in(supabase, backend, "alice", 3600) as client, client.socket() as opened:
+        socket = Socket(opened)
+        for n in range(10):
+            await socket.say(type="authenticate", token=f"a.b.{n}")
+        assert await socket.closed() == 1008
