@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -36,6 +37,23 @@ def test_check_config_names_every_problem(capsys: pytest.CaptureFixture[str]) ->
     assert main(["check-config"], {"PORT": "x", "POOL_MIN": "0"}) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines[::2]] == ["PORT", "POOL_MIN", "DATABASE_URL"]
+
+
+def test_check_config_as_json_has_everything_in_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["check-config", "--json"], {"PORT": "x", "SUPABASE_SERVICE_KEY": "sb_publishable_hunter2"}) == 2
+    )
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert captured.err == ""
+    assert told["ok"] is False
+    named = [each["problem"].split()[0] for each in told["errors"]]
+    assert named == ["PORT", "DATABASE_URL", "SUPABASE_SERVICE_KEY"]
+    assert all(each["hint"] for each in told["errors"])
+    assert "hunter2" not in captured.out
+    assert main(["check-config", "--json"], {"DATABASE_URL": URL}) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["ok"], told["errors"], told["settings"]["PORT"]) == (True, [], 3001)
 
 
 @pytest.mark.parametrize("command", ["serve", "migrate"])

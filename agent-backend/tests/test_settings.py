@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import pickle
@@ -11,7 +12,7 @@ import pytest
 
 from agent_backend import __version__
 from agent_backend.errors import SettingsError
-from agent_backend.settings import VARIABLES, Secret, Settings, SettingsErrors, read
+from agent_backend.settings import VARIABLES, Secret, Settings, SettingsErrors, inspect, read
 
 MINIMAL = {"DATABASE_URL": "postgresql://user:hunter2@db.example/app"}
 PRODUCTION = {
@@ -21,6 +22,7 @@ PRODUCTION = {
     "FLY_MACHINE_ID": "e286",
     "ANTHROPIC_API_KEY": "sk-ant-hunter2",
     "SUPABASE_URL": "https://ref.supabase.co",
+    "SUPABASE_SERVICE_KEY": "sb_secret_hunter2hunter2",
 }
 
 
@@ -83,6 +85,7 @@ def test_a_wrong_variable_is_named_with_a_hint(name: str, value: str) -> None:
     ("name", "value"),
     [
         ("FLY_APP_NAME", ""),
+        ("SUPABASE_SERVICE_KEY", ""),
         ("ANTHROPIC_API_KEY", ""),
         ("SUPABASE_URL", "http://ref.supabase.co"),
         ("JWKS_URL", "file:///keys/jwks.json"),
@@ -143,3 +146,132 @@ def test_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     settings = read({**MINIMAL, "AGENTS_DIR": "agents"})
     assert settings.agents_dir == tmp_path / "agents"
     assert settings.dev_key_dir == tmp_path / ".local" / "keys"
+
+
+# --- credentials ------------------------------------------------------------------------------------
+
+
+def legacy(**claims: Any) -> str:
+    """Return a legacy API key: a JWT whose signature nobody here checks."""
+    said = {"iss": "supabase", "ref": "ref", "role": "service_role", "iat": 1, "exp": 4_102_444_800, **claims}
+    parts = [{"alg": "HS256", "typ": "JWT"}, said]
+    coded = [base64.urlsafe_b64encode(json.dumps(each).encode()).rstrip(b"=").decode() for each in parts]
+    return ".".join([*coded, "aHVudGVyMg"])
+
+
+POOLER = "postgresql://agent.ref:hunter2@aws-0-eu-central-1.pooler.supabase.com"
+
+REFUSED = [
+    ("SUPABASE_SERVICE_KEY", "sb_publishable_hunter2", "publishable", "secret key"),
+    ("SUPABASE_SERVICE_KEY", "sbp_hunter2", "management", "secret key"),
+    ("SUPABASE_SERVICE_KEY", "hunter2", "neither", "secret key"),
+    ("SUPABASE_SERVICE_KEY", '"sb_secret_hunter2hunter2"', "quotes", "SUPABASE_SERVICE_KEY"),
+    ("SUPABASE_SERVICE_KEY", "sb_secret_hunter2 hunter2", "blanks", "SUPABASE_SERVICE_KEY"),
+    ("SUPABASE_SERVICE_KEY", legacy(role="anon"), "anon key", "secret key"),
+    ("SUPABASE_SERVICE_KEY", legacy(role="authenticated"), "token", "secret key"),
+    ("SUPABASE_SERVICE_KEY", legacy(exp=1), "expired", "secret key"),
+    ("SUPABASE_SERVICE_KEY", legacy(ref="other"), "another project", "same project"),
+    ("SUPABASE_SERVICE_KEY", "a.b.c", "neither", "secret key"),
+    ("DATABASE_URL", f"{POOLER}:6543/postgres", "transaction pooler", "5432"),
+    ("DATABASE_URL", "postgresql://a:hunter2@db.ref.supabase.co:6543/postgres", "LISTEN", "5432"),
+    ("DATABASE_URL", POOLER.replace("agent.ref", "agent") + ":5432/postgres", "no project", "ROLE.REF"),
+    (
+        "DATABASE_URL",
+        POOLER.replace("agent.ref", "agent.other") + ":5432/postgres",
+        "another project",
+        "same",
+    ),
+    ("DATABASE_URL", "postgresql://a:hunter2@db.other.supabase.co:5432/postgres", "another project", "same"),
+    ("DATABASE_URL", "postgresql://a:[YOUR-PASSWORD]@db.ref.supabase.co:5432/postgres", "[YOUR", "password"),
+    ("DATABASE_URL", "postgresql://a:hunter2#x@db.ref.supabase.co:5432/postgres", "taken apart", "%23"),
+    ("DATABASE_URL", "postgresql://a:hunter2/x@db.ref.supabase.co:5432/postgres", "taken apart", "%2F"),
+    ("ANTHROPIC_API_KEY", "sk-ant-admin01-hunter2", "admin key", "Console"),
+    ("ANTHROPIC_API_KEY", "sk-ant-oat01-hunter2", "subscription", "Console"),
+    ("ANTHROPIC_API_KEY", "sk-proj-hunter2", "form", "Console"),
+    ("SUPABASE_URL", "https://supabase.com/dashboard/project/ref", "address alone", "without a path"),
+    ("SUPABASE_URL", "https://ref.supabase.co/auth/v1", "address alone", "without a path"),
+    ("SUPABASE_URL", "https://a:hunter2@ref.supabase.co", "not a URL", "SUPABASE_URL"),
+    ("SUPABASE_URL", "http://ref.supabase.co", "https://", "SUPABASE_URL"),
+    ("AUTH_HS256_SECRET", "hunter2", "fewer than 32", "JWT Keys"),
+    ("AUTH_HS256_SECRET", "-----BEGIN-PUBLIC-KEY-----hunter2hunter2hunter2", "public key", "JWT Keys"),
+    ("AUTH_HS256_SECRET", '{"kty":"EC","x":"hunter2hunter2hunter2"}', "public key", "JWT Keys"),
+    ("AUTH_HS256_SECRET", legacy(), "not the secret", "JWT Keys"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "problem", "hint"), REFUSED)
+def test_a_wrong_credential_is_named_for_what_it_is(name: str, value: str, problem: str, hint: str) -> None:
+    report = inspect({**PRODUCTION, name: value})
+    (error,) = report.errors
+    assert error.problem.startswith(f"{name} ")
+    assert problem in error.problem
+    assert hint in error.hint
+    told = repr([*report.errors, *report.warnings]) + "".join(
+        each.problem + each.hint for each in report.errors
+    )
+    assert "hunter2" not in told
+    assert value not in told
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "warning"),
+    [
+        ("SUPABASE_SERVICE_KEY", "sb_secret_hunter2hunter2", None),
+        ("SUPABASE_SERVICE_KEY", legacy(), "legacy key"),
+        ("DATABASE_URL", f"{POOLER}:5432/postgres?sslmode=require", None),
+        ("DATABASE_URL", f"{POOLER}:5432/postgres", "TLS"),
+        (
+            "DATABASE_URL",
+            POOLER.replace("eu-central-1", "us-east-1") + ":5432/postgres?sslmode=require",
+            "us-east-1",
+        ),
+        ("DATABASE_URL", "postgresql://a:hunter2@db.ref.supabase.co:5432/postgres?sslmode=require", "IPv6"),
+        ("DATABASE_URL", "postgresql://a:hunter2@127.0.0.1:6543/x", None),
+        ("DATABASE_URL", "postgresql:///x?host=/tmp/socket", None),
+        ("DATABASE_URL", "postgresql://a:hunter%232@elsewhere.example/x", None),
+        ("AUTH_HS256_SECRET", "hunter2" * 6, "whoever knows it"),
+    ],
+)
+def test_what_is_right_is_taken_and_what_is_doubtful_is_said(
+    name: str, value: str, warning: str | None
+) -> None:
+    report = inspect({**PRODUCTION, name: value})
+    assert report.errors == []
+    assert [warning in each.problem for each in report.warnings if warning] == ([True] if warning else [])
+    assert read({**PRODUCTION, name: value}).environment == "production"
+
+
+def test_in_development_keys_may_have_any_form() -> None:
+    report = inspect({**MINIMAL, "ANTHROPIC_API_KEY": "emulated", "SUPABASE_URL": "http://127.0.0.1:9999"})
+    assert report.errors == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PORT",
+        "ENVIRONMENT",
+        "MACHINE_ID",
+        "LEASE_SECONDS",
+        "JWKS_URL",
+        "LOG_LEVEL",
+        "RELEASE",
+        "AUTH_AUDIENCE",
+    ],
+)
+@pytest.mark.parametrize(
+    "value",
+    [
+        PRODUCTION["SUPABASE_SERVICE_KEY"],
+        PRODUCTION["DATABASE_URL"],
+        "sk-ant-another-hunter2",
+        legacy(),
+        "https://a:hunter2@proxy.example",
+    ],
+)
+def test_a_secret_in_the_wrong_variable_is_not_shown_either(name: str, value: str) -> None:
+    report = inspect({**PRODUCTION, name: value})
+    told = "".join(each.problem + each.hint for each in [*report.errors, *report.warnings])
+    assert name in told
+    assert "hunter2" not in told + str(report.shown())
+    assert value not in told + str(report.shown())

@@ -118,6 +118,8 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Services:
     loaded = load_agents(settings.agents_dir, TOOLS, engines, models())
     catalogue = load_consents()
     await connecting
+    if settings.auth_hs256_secret:
+        log.warning("hs256_accepted")
     async with database.pool.acquire() as connection:
         await verify(connection, settings.environment, settings.app_name)
     note_boot_phase("verified")
@@ -156,6 +158,7 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Services:
             issuer=settings.auth_issuer,
             audience=settings.auth_audience,
             last_known=StoredKeys(database, settings.jwks_url),
+            hs256_secret=settings.auth_hs256_secret,
         ),
         agents=loaded,
         consents=catalogue,

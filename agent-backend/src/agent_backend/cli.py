@@ -41,6 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     migrate.add_argument("--release", help="the release being deployed (default: RELEASE)")
     migrate.set_defaults(run=_migrate)
     check = commands.add_parser("check-config", help="check the environment variables and name every problem")
+    check.add_argument(
+        "--json", action="store_true", help="print one JSON document: ok, errors, warnings, settings"
+    )
     check.set_defaults(run=_check_config)
     health = commands.add_parser("healthcheck", help="ask the server on this machine whether it lives")
     health.set_defaults(run=_healthcheck)
@@ -104,35 +107,49 @@ def _migrate(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
     return 0
 
 
-def _check_config(_arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
-    from agent_backend.settings import VARIABLES, SettingsErrors  # noqa: PLC0415 - see the module's docstring
+def _check_config(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
+    from agent_backend.settings import inspect  # noqa: PLC0415 - see the module's docstring
 
-    try:
-        settings = _settings(env)
-    except SettingsErrors as errors:
-        for error in errors.each:
-            sys.stderr.write(f"agent-backend: {error.problem}\n  hint: {error.hint}\n")
+    report = inspect(env)
+    errors, warnings = _drafts(report.settings.environment)
+    errors, warnings = [*report.errors, *errors], [*report.warnings, *warnings]
+    if arguments.json:
+        import json  # noqa: PLC0415 - see the module's docstring
+
+        found = {
+            kind: [{"problem": each.problem, "hint": each.hint} for each in found]
+            for kind, found in (("errors", errors), ("warnings", warnings))
+        }
+        print(json.dumps({"ok": not errors, **found, "settings": report.shown()}))  # noqa: T201
+        return EXIT_OPERATOR if errors else 0
+    for kind, found in (("", errors), ("warning: ", warnings)):
+        for each in found:
+            sys.stderr.write(f"agent-backend: {kind}{each.problem}\n  hint: {each.hint}\n")
+    if errors:
         return EXIT_OPERATOR
-    from agent_backend.reviews import check  # noqa: PLC0415 - see the module's docstring
-
-    check(settings.environment, lambda warning: sys.stderr.write(f"agent-backend: {warning}\n"))
-    values = {name: getattr(settings, name.lower()) for name in VARIABLES}
-    for name, value in values.items():
+    for name, value in report.shown().items():
         print(f"{name:<22}{'-' if value is None else value}")  # noqa: T201 - secrets show as Secret(***)
-    return EXIT_OPERATOR if settings.environment == "production" and _drafts() else 0
+    return 0
 
 
-def _drafts() -> bool:
-    """Name every text for users that nobody has signed for, and say whether there is one."""
-    from agent_backend import consents  # noqa: PLC0415 - see the module's docstring
+def _drafts(environment: str) -> tuple[list[OperatorError], list[OperatorError]]:
+    """Return what nobody has signed, as errors and as warnings: only development may do without."""
+    from agent_backend import consents, reviews  # noqa: PLC0415 - see the module's docstring
 
-    unreviewed = consents.load().unreviewed()
-    for name in unreviewed:
-        sys.stderr.write(
-            f"agent-backend: {name} is a draft, which production may not show\n"
-            f"  hint: have it reviewed, and name who has done so in its reviewed_by\n"
+    unsigned: list[OperatorError] = [
+        OperatorError(
+            f"{name} is a draft that no named person has signed",
+            hint="who is competent (a clinician, counsel) reads it and signs: reviewed_by, with the date",
         )
-    return bool(unreviewed)
+        for name in (*reviews.unsigned(), *consents.load().unreviewed())
+    ]
+    match environment:
+        case "production":
+            return unsigned, []
+        case "staging":
+            return [], unsigned
+        case _:
+            return [], []
 
 
 def _healthcheck(_arguments: argparse.Namespace, env: Mapping[str, str]) -> int:

@@ -65,9 +65,11 @@ class AgeRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Guardrails(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
+    title: str
     version: str
     reviewed_by: str
     """Empty until somebody qualified has."""
+    reviewed_on: str
     sources: dict[str, Source]
     age: AgeRule
     goals: dict[GoalKind, Bounds]

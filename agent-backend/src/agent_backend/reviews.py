@@ -1,20 +1,19 @@
 """Data files that a named person must have read and signed before production uses them.
 
-Such a file is JSON and says at its top `title`, `version`, `reviewed_by` and `reviewed_on`. The last two are
+`agent-backend check-config` refuses production until then; consent texts (`consents.py`) likewise. Such a
+file is JSON and says at its top `title`, `version`, `reviewed_by` and `reviewed_on`. The last two are
 empty until somebody with the competence for it (a clinician, counsel) signs this version by name; whoever
 changes a file empties them again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from agent_backend.errors import OperatorError
-
 FILES = (
+    "guardrails.json",
     "safety/data/red_flags.json",
     "safety/data/answers.json",
     "safety/data/texts.json",
@@ -40,33 +39,12 @@ class Reviewable(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.reviewed_by.strip() and self.reviewed_on.strip())
 
 
-class Unreviewed(OperatorError):
-    """Production would use texts or thresholds that nobody has signed."""
-
-
 def reviewable(package: Path = _PACKAGE) -> list[Reviewable]:
     """Return every file that needs a signature. Raises msgspec.ValidationError for one without the fields."""
     heads = [(name, msgspec.json.decode((package / name).read_bytes(), type=Reviewable)) for name in FILES]
     return [msgspec.structs.replace(head, file=name) for name, head in heads]
 
 
-def check(environment: str, warn: Callable[[str], object], package: Path = _PACKAGE) -> None:
-    """Refuse production while a file is not signed, warn in staging, and say nothing in development.
-
-    Raises Unreviewed, which names the files.
-    """
-    if environment == "development":
-        return
-    missing = [each for each in reviewable(package) if not each.signed]
-    if not missing:
-        return
-    names = ", ".join(f"{each.file} (version {each.version})" for each in missing)
-    problem = f"not reviewed by a named person: {names}"
-    if environment == "staging":
-        warn(f"warning: {problem}")
-        return
-    raise Unreviewed(
-        problem,
-        hint="a clinician (counsel for consent texts) reads each file and signs with reviewed_by and "
-        "reviewed_on in it; docs/design/safety.md says what to look at",
-    )
+def unsigned(package: Path = _PACKAGE) -> list[str]:
+    """Return the files that nobody has signed."""
+    return [each.file for each in reviewable(package) if not each.signed]

@@ -1,21 +1,24 @@
 """The configuration: environment variables, read once, checked, frozen.
 
-`read()` reports every problem at once. No error, log or repr ever shows a secret's value.
+`read()` reports every problem at once, `inspect()` also what is only doubtful. No error, log or repr ever
+shows a secret's value, or what looks like one and was put into the wrong variable.
 """
 
 from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal, NoReturn, TypeAlias, TypeVar
+from typing import Literal, NamedTuple, NoReturn, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
-from agent_backend import __version__
+from agent_backend import __version__, credentials
+from agent_backend.credentials import Found, looks_secret
 from agent_backend.errors import SettingsError
 
 Environment: TypeAlias = Literal["development", "staging", "production"]
@@ -84,6 +87,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     jwks_url: str
     auth_issuer: str
     auth_audience: str
+    auth_hs256_secret: Secret
+    """Empty unless the project still signs with the legacy shared secret."""
     dev_key_dir: Path
     agents_dir: Path | None
     """None: the agents that come with the package."""
@@ -128,10 +133,11 @@ VARIABLES: dict[str, str] = {
     "ANTHROPIC_API_KEY": "key of the Messages API (required outside development)",
     "ANTHROPIC_BASE_URL": "where the Messages API is (default https://api.anthropic.com)",
     "SUPABASE_URL": "https://REF.supabase.co; gives JWKS_URL and AUTH_ISSUER their defaults",
-    "SUPABASE_SERVICE_KEY": "sb_secret_... or a service_role key",
+    "SUPABASE_SERVICE_KEY": "sb_secret_... or a service_role key (required outside development)",
     "JWKS_URL": "http(s):// or, in development, file:// of the keys that tokens are checked with",
     "AUTH_ISSUER": "the tokens' iss (default SUPABASE_URL/auth/v1)",
     "AUTH_AUDIENCE": "the tokens' aud (default authenticated)",
+    "AUTH_HS256_SECRET": "legacy JWT secret, only while a project migrates (default: HS256 is refused)",
     "DEV_KEY_DIR": "folder of the development key (default .local/keys)",
     "AGENTS_DIR": "folder of agent files (default those of the package)",
     "LEASE_SECONDS": "1 to 300 (default 15)",
@@ -154,6 +160,11 @@ VARIABLES: dict[str, str] = {
 }
 
 
+_SECRETS = ("DATABASE_URL", "ANTHROPIC_API_KEY", "SUPABASE_SERVICE_KEY", "AUTH_HS256_SECRET")
+_HIDDEN = "a value that looks like a secret"
+_SHORTEST_SECRET = 6
+
+
 class SettingsErrors(SettingsError):
     """Several variables are wrong; `each` names them one by one."""
 
@@ -171,21 +182,54 @@ class _Reader:
     def __init__(self, env: Mapping[str, str]) -> None:
         self._env = env
         self.errors: list[SettingsError] = []
+        self.warnings: list[SettingsError] = []
+        self._secrets = [
+            value for name in _SECRETS if len(value := env.get(name, "").strip()) >= _SHORTEST_SECRET
+        ]
 
     def get(self, *names: str) -> str | None:
         """Return the first variable that is set and not blank."""
         return next((value for name in names if (value := self._env.get(name, "").strip())), None)
 
-    def wrong(self, name: str, found: str) -> None:
+    def wrong(self, name: str, found: str, hint: str | None = None) -> None:
         """Note a problem; `found` describes the form, it never quotes a secret."""
-        self.errors.append(SettingsError(f"{name} {found}", hint=f"set {name}: {VARIABLES[name]}"))
+        self.errors.append(SettingsError(f"{name} {found}", hint=hint or f"set {name}: {VARIABLES[name]}"))
+
+    def note(self, name: str, found: Iterable[Found], *, fatal: bool = True) -> None:
+        """Note what was found about a variable; without `fatal` all of it is only doubtful."""
+        for each in found:
+            error = SettingsError(f"{name} {each.problem}", hint=each.hint)
+            (self.errors if fatal and each.fatal else self.warnings).append(error)
+
+    def shown(self, value: str, length: int = 80) -> str:
+        """Return a value as an error may quote it: not if it is a secret that stands in the wrong place."""
+        return _HIDDEN if self._hides(value) else repr(value[:length])
+
+    def _hides(self, value: str) -> bool:
+        return looks_secret(value) or any(each in value for each in self._secrets)
+
+    def plain(self, name: str, default: str | None) -> str:
+        """Return a value that is shown and logged, so that no secret may stand there."""
+        value = self.get(name)
+        if value is not None and self._hides(value):
+            self.wrong(name, f"is {_HIDDEN}, and this is shown in logs")
+        return value or default or ""
+
+    def secret(self, name: str) -> Secret:
+        """Return a secret, which is one word."""
+        value = self.get(name) or ""
+        if re.search(r"[\s\x00-\x1f\x7f]|[^\x00-\x7f]", value) or value[:1] in ('"', "'"):
+            self.wrong(name, "has quotes around it, or blanks or other characters that no key has")
+        return Secret(value)
 
     def name(self, name: str, default: str | None, *aliases: str) -> str:
         value = self.get(name, *aliases) or default
         if value is None:
             self.wrong(name, "is missing")
-        elif not _NAME.fullmatch(value):
-            self.wrong(name, f"is {value[:80]!r}, which is not a name of letters, digits, dots and dashes")
+        elif not _NAME.fullmatch(value) or self._hides(value):
+            self.wrong(
+                name, f"is {self.shown(value)}, which is not a name of letters, digits, dots and dashes"
+            )
         return value or ""
 
     def number(self, name: str, default: int, low: int, high: int) -> int:
@@ -193,7 +237,7 @@ class _Reader:
         if value is None:
             return default
         if not re.fullmatch(r"[0-9]{1,12}", value):
-            self.wrong(name, f"is {value[:40]!r}, which is not a whole number")
+            self.wrong(name, f"is {self.shown(value, 40)}, which is not a whole number")
             return default
         if not low <= int(value) <= high:
             self.wrong(name, f"is {value}, which is not from {low} to {high}")
@@ -204,7 +248,7 @@ class _Reader:
         if value is None:
             return default
         if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value):
-            self.wrong(name, f"is {value[:40]!r}, which is not a number of seconds")
+            self.wrong(name, f"is {self.shown(value, 40)}, which is not a number of seconds")
             return default
         if not low <= float(value) <= high:
             self.wrong(name, f"is {value}, which is not from {low:g} to {high:g}")
@@ -229,21 +273,57 @@ class _Reader:
         try:
             parts = urlsplit(value)
             usable = parts.scheme in schemes and bool(parts.netloc or parts.path.strip("/"))
+            usable = usable and (secret or not parts.username)
         except ValueError:
             usable = False
         if not usable:
-            shown = f"has {len(value)} characters and" if secret else f"is {value[:80]!r}, which"
+            shown = f"has {len(value)} characters and" if secret else f"is {self.shown(value)}, which"
             self.wrong(
                 name, f"{shown} is not a URL that begins with {' or '.join(f'{s}://' for s in schemes)}"
             )
         return value
 
+    def database_url(self) -> Secret:
+        """Return the database's URL, with a better word than "no URL" where there is one."""
+        value = self.get("DATABASE_URL") or ""
+        found = credentials.unreadable_database_url(value)
+        if found is not None:
+            self.note("DATABASE_URL", [found])
+            return Secret(value)
+        return Secret(self.url("DATABASE_URL", None, "postgresql", "postgres", secret=True) or "")
+
     def one_of(self, name: str, default: T, allowed: tuple[T, ...]) -> T:
         value = self.get(name)
         found = next((each for each in allowed if each == value), None)
         if value is not None and found is None:
-            self.wrong(name, f"is {value[:40]!r}, which is none of {', '.join(allowed)}")
+            self.wrong(name, f"is {self.shown(value, 40)}, which is none of {', '.join(allowed)}")
         return found or default
+
+
+class Report(NamedTuple):
+    """What was read, what is wrong, what is only doubtful. With errors, the settings are not to be used."""
+
+    settings: Settings
+    errors: list[SettingsError]
+    warnings: list[SettingsError]
+
+    def shown(self) -> dict[str, str | int | float | None]:
+        """Return each variable's value as it may be shown."""
+        values = {name: getattr(self.settings, name.lower()) for name in VARIABLES}
+        plain = {
+            name: value if value is None or isinstance(value, (int, float)) else str(value)
+            for name, value in values.items()
+        }
+        return {name: _HIDDEN if looks_secret(str(value)) else value for name, value in plain.items()}
+
+
+def inspect(env: Mapping[str, str]) -> Report:
+    """Read the settings from environment variables, and report on them. Raises nothing."""
+    reader = _Reader(env)
+    settings = _read(reader)
+    _check_together(reader, settings)
+    _check_credentials(reader, settings)
+    return Report(settings, reader.errors, reader.warnings)
 
 
 def read(env: Mapping[str, str]) -> Settings:
@@ -251,14 +331,12 @@ def read(env: Mapping[str, str]) -> Settings:
 
     Raises SettingsError for one problem, SettingsErrors for several.
     """
-    reader = _Reader(env)
-    settings = _read(reader)
-    _check_together(reader, settings)
-    if len(reader.errors) == 1:
-        raise reader.errors[0]
-    if reader.errors:
-        raise SettingsErrors(reader.errors)
-    return settings
+    report = inspect(env)
+    if len(report.errors) == 1:
+        raise report.errors[0]
+    if report.errors:
+        raise SettingsErrors(report.errors)
+    return report.settings
 
 
 def _read(reader: _Reader) -> Settings:
@@ -271,21 +349,22 @@ def _read(reader: _Reader) -> Settings:
     agents = reader.get("AGENTS_DIR")
     machine = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:50]
     return Settings(
-        database_url=Secret(reader.url("DATABASE_URL", None, "postgresql", "postgres", secret=True) or ""),
+        database_url=reader.database_url(),
         environment=environment,
         app_name=reader.name("APP_NAME", "myhealth-agents" if development else None, "FLY_APP_NAME"),
         machine_id=reader.name("MACHINE_ID", f"{machine}-{port}", "FLY_MACHINE_ID"),
-        release=reader.get("RELEASE") or __version__,
-        host=reader.get("HOST") or ("127.0.0.1" if development else "::"),
+        release=reader.plain("RELEASE", __version__),
+        host=reader.plain("HOST", "127.0.0.1" if development else "::"),
         port=port,
         metrics_port=reader.number("METRICS_PORT", 9091, 0, 65535),
-        anthropic_api_key=Secret(reader.get("ANTHROPIC_API_KEY") or ""),
+        anthropic_api_key=reader.secret("ANTHROPIC_API_KEY"),
         anthropic_base_url=reader.url("ANTHROPIC_BASE_URL", _ANTHROPIC, "https", "http") or "",
         supabase_url=supabase,
-        supabase_service_key=Secret(reader.get("SUPABASE_SERVICE_KEY") or ""),
+        supabase_service_key=reader.secret("SUPABASE_SERVICE_KEY"),
         jwks_url=reader.url("JWKS_URL", jwks, "https", "http", "file") or "",
-        auth_issuer=reader.get("AUTH_ISSUER") or issuer or "",
-        auth_audience=reader.get("AUTH_AUDIENCE") or "authenticated",
+        auth_issuer=reader.plain("AUTH_ISSUER", issuer),
+        auth_audience=reader.plain("AUTH_AUDIENCE", "authenticated"),
+        auth_hs256_secret=reader.secret("AUTH_HS256_SECRET"),
         dev_key_dir=keys,
         agents_dir=Path(agents).absolute() if agents else None,
         lease_seconds=reader.seconds("LEASE_SECONDS", 15, 1, 300),
@@ -321,7 +400,7 @@ def _token_defaults(supabase: str | None, keys: Path, *, development: bool) -> t
 
 def _check_together(reader: _Reader, settings: Settings) -> None:
     """Note what is missing, and what does not fit together."""
-    wrong = {error.problem.partition(" ")[0] for error in reader.errors}
+    wrong = _wrong(reader)
     required = {
         "DATABASE_URL": bool(settings.database_url),
         "JWKS_URL": bool(settings.jwks_url),
@@ -329,8 +408,14 @@ def _check_together(reader: _Reader, settings: Settings) -> None:
     }
     if settings.environment != "development":
         required["ANTHROPIC_API_KEY"] = bool(settings.anthropic_api_key)
-        if settings.jwks_url and "JWKS_URL" not in wrong and urlsplit(settings.jwks_url).scheme != "https":
-            reader.wrong("JWKS_URL", "does not begin with https://, which only development may do")
+        if settings.supabase_url is not None:
+            required["SUPABASE_SERVICE_KEY"] = bool(settings.supabase_service_key)
+        # The keys' address follows from the project's: what is said of one need not be said of the other.
+        for name in ("SUPABASE_URL", "JWKS_URL"):
+            value = settings.supabase_url if name == "SUPABASE_URL" else settings.jwks_url
+            if value and not wrong & {"SUPABASE_URL", name} and urlsplit(value).scheme != "https":
+                reader.wrong(name, "does not begin with https://, which only development may do")
+                wrong.add(name)
     for name, there in required.items():
         if not there and name not in wrong:
             reader.wrong(name, "is missing")
@@ -338,3 +423,27 @@ def _check_together(reader: _Reader, settings: Settings) -> None:
         reader.wrong("POOL_MAX", f"is {settings.pool_max}, which is less than POOL_MIN {settings.pool_min}")
     if settings.metrics_port == settings.port:
         reader.wrong("METRICS_PORT", f"is {settings.port}, and so is PORT")
+
+
+def _check_credentials(reader: _Reader, settings: Settings) -> None:
+    """Note what the credentials say of themselves."""
+    wrong, development = _wrong(reader), settings.environment == "development"
+    url = settings.supabase_url if "SUPABASE_URL" not in wrong else None
+    if url is not None:
+        reader.note("SUPABASE_URL", credentials.supabase_url(url))
+    project = credentials.project_ref(url)
+    if (key := settings.supabase_service_key) and "SUPABASE_SERVICE_KEY" not in wrong:
+        found = credentials.service_key(key.reveal(), project, time.time())
+        reader.note("SUPABASE_SERVICE_KEY", found)
+    if (key := settings.anthropic_api_key) and "ANTHROPIC_API_KEY" not in wrong:
+        found = credentials.anthropic_key(key.reveal(), settings.anthropic_base_url)
+        reader.note("ANTHROPIC_API_KEY", found, fatal=not development)
+    if (key := settings.auth_hs256_secret) and "AUTH_HS256_SECRET" not in wrong:
+        reader.note("AUTH_HS256_SECRET", credentials.hs256_secret(key.reveal()))
+    if settings.database_url and "DATABASE_URL" not in wrong:
+        reader.note("DATABASE_URL", credentials.database_url(settings.database_url.reveal(), project))
+
+
+def _wrong(reader: _Reader) -> set[str]:
+    """Return the variables that something is wrong with already."""
+    return {error.problem.partition(" ")[0] for error in reader.errors}
