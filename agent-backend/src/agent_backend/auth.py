@@ -188,7 +188,8 @@ def _header(token: str) -> dict[str, Any]:
 
     header, payload, _ = [_canonical(part) for part in token.split(".")]
     read, _claims = [
-        json.loads(each, object_pairs_hook=_each_once, parse_constant=_no_number)
+        # As text, or Python would guess the encoding: JSON in a token is UTF-8 (RFC 7519, 7.1).
+        json.loads(each.decode(), object_pairs_hook=_each_once, parse_constant=_no_number)
         for each in (header, payload)
     ]
     if not isinstance(read, dict):

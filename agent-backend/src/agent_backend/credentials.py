@@ -22,8 +22,8 @@ HOME_REGION = "eu-central-1"
 _SECRET = re.compile(r"sb_secret_[A-Za-z0-9_-]{8,}")
 _JWT = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){2}")
 _LOOKS_SECRET = re.compile(
-    r"sb_secret_|sbp_|\bsk-(?:ant|proj)-|\bsk-[A-Za-z0-9]{16}|eyJ[A-Za-z0-9_-]{8}|://[^/@\s]*:[^/@\s]*@"
-    r"|PRIVATE KEY|FlyV1|\bfo1_|\bgh[opsu]_"
+    r"sb_secret_|sbp_|\bsk-(?:ant|proj)-|\bsk-[A-Za-z0-9]{16}"
+    r"|eyJ[A-Za-z0-9_-]{8}|://[^/@\s]*:[^/@\s]*@|PRIVATE KEY|FlyV1|\bfo1_|\bgh[opsu]_"
 )
 _POOLER = re.compile(r"aws-\d+-(?P<region>[a-z0-9-]+)\.pooler\.supabase\.com")
 _DIRECT = re.compile(r"db\.(?P<ref>[a-z0-9]+)\.supabase\.co")
