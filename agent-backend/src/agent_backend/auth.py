@@ -258,6 +258,7 @@ class _Keys:
         self._fetched_on = float("-inf")
         """The same on the wall clock: the monotonic one stands still while a machine is suspended."""
         self._tried_at = float("-inf")
+        self._answered_at = float("-inf")
         self._fetching = asyncio.Lock()
 
     async def find(self, kid: object) -> PyJWK | None:
@@ -265,8 +266,11 @@ class _Keys:
         await self.fresh()
         if not isinstance(kid, str):
             return None
-        if kid not in self._keys and time.monotonic() - self._tried_at > _REFETCH_SECONDS:
-            await self._fetch(older_than=time.monotonic())
+        if kid not in self._keys:
+            now = time.monotonic()
+            # Who comes while the keys are being fetched waits for them: the new one may be among them.
+            if self._fetching.locked() or now - self._tried_at > _REFETCH_SECONDS:
+                await self._fetch(older_than=now)
         return self._keys.get(kid)
 
     async def fresh(self) -> None:
@@ -279,7 +283,7 @@ class _Keys:
 
     async def _fetch(self, older_than: float) -> None:
         async with self._fetching:
-            if self._tried_at > older_than:  # somebody else has asked while we waited
+            if self._answered_at > older_than:  # what somebody else asked for has come while we waited
                 if self._keys:
                     return
                 raise _no_keys()
@@ -296,6 +300,8 @@ class _Keys:
                 # Also one without keys: what was withdrawn must not come back.
                 if self._last_known is not None:
                     await self._last_known.save(document)
+            finally:
+                self._answered_at = time.monotonic()
 
     def _replace(self, keys: dict[str, PyJWK]) -> None:
         withdrawn = self._keys.keys() - keys.keys()
