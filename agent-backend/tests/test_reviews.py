@@ -13,9 +13,10 @@ from agent_backend.cli import main
 PRODUCTION = {
     "ENVIRONMENT": "production",
     "DATABASE_URL": "postgresql://user:hunter2@127.0.0.1:1/x",
-    "ANTHROPIC_API_KEY": "sk-hunter2",
+    "ANTHROPIC_API_KEY": "sk-ant-" + "x" * 32,
     "APP_NAME": "app",
     "SUPABASE_URL": "https://ref.supabase.co",
+    "SUPABASE_SERVICE_KEY": "sb_secret_" + "x" * 24,
 }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from myhealth_cli.machine import Address, Machine
+from myhealth_cli.tokens import Issuer, SignedIn
 
 PATIENCE_S = 60
 
@@ -95,6 +96,12 @@ class Dev:
     def _find(self, module: str) -> psutil.Process:
         # The emulator has the backend's command in its own, as one word.
         return next(each for each in self.servers() if module in each.cmdline()[:4])
+
+    def tokens(self, user: str = "demo") -> SignedIn:
+        """Return a made-up user's tokens."""
+        issuer = Issuer.of(self.url, self.folder / "data")
+        assert issuer is not None
+        return SignedIn(issuer, user)
 
     def machine(self) -> Machine:
         """Return the view of the backend's machine, not yet looking."""

@@ -23,7 +23,7 @@ from myhealth_cli import events
 from myhealth_cli.client import Client, Connection, Patience, RefusedError, UnreachableError
 from myhealth_cli.events import Event
 from myhealth_cli.ids import uuid7
-from myhealth_cli.tokens import DevelopmentToken, GivenToken, TokenError
+from myhealth_cli.tokens import GivenToken, TokenError
 from myhealth_cli.transcript import Transcript, blocks_of
 
 from .devprocess import PATIENCE_S, Dev, environment, free_port
@@ -35,12 +35,8 @@ SLOWLY = f"{QUESTION} [[emulator: delay_ms=50]]"
 
 @pytest.fixture
 async def client(stack: Dev) -> AsyncGenerator[Client]:
-    async with Client(stack.url, tokens(stack)) as connected:
+    async with Client(stack.url, stack.tokens()) as connected:
         yield connected
-
-
-def tokens(stack: Dev) -> DevelopmentToken:
-    return DevelopmentToken("demo", environment(stack.folder))
 
 
 async def ask(
@@ -152,7 +148,7 @@ async def cutting(stack: Dev, every: int) -> AsyncGenerator[str]:
 async def test_cuts_lose_and_double_nothing(stack: Dev, client: Client, every: int) -> None:
     session, turn = uuid7(), uuid7()
     await client.put_session(session)
-    async with cutting(stack, every) as url, Client(url, tokens(stack)) as cut:
+    async with cutting(stack, every) as url, Client(url, stack.tokens()) as cut:
         transcript, seen, connection = await ask(cut, session, turn)
     _, uncut, _ = await ask(client, session, turn)
     assert connection.count("lost") > 2
@@ -185,7 +181,7 @@ async def test_a_wrong_token_a_wrong_body_and_no_server(stack: Dev, client: Clie
     with pytest.raises(RefusedError, match="no such turn") as refused:
         await client.turn(uuid7(), uuid7())
     assert refused.value.status == 404
-    async with Client(f"http://127.0.0.1:{free_port()}", tokens(stack), Patience(total_s=0.3)) as nobody:
+    async with Client(f"http://127.0.0.1:{free_port()}", stack.tokens(), Patience(total_s=0.3)) as nobody:
         with pytest.raises(UnreachableError):
             await nobody.sessions()
 

@@ -24,11 +24,10 @@ from myhealth_cli.plain import PlainView
 from myhealth_cli.postgres import Postgres
 from myhealth_cli.processes import Family
 from myhealth_cli.script import QUESTIONS
-from myhealth_cli.tokens import DevelopmentToken
 from myhealth_cli.transcript import Transcript
 from myhealth_cli.turn import show
 
-from .devprocess import PATIENCE_S, Dev, dev, environment, free_port, gone, myhealth, until
+from .devprocess import PATIENCE_S, Dev, dev, free_port, gone, myhealth, until
 
 
 def results(output: str) -> list[dict[str, Any]]:
@@ -159,10 +158,9 @@ def test_a_backend_that_dies_at_start_is_quoted_with_the_way_to_its_log(tmp_path
 @pytest.mark.parametrize("how", ["exit", "suspend"])
 async def test_the_machine_falls_asleep_and_a_message_wakes_it(tmp_path: Path, how: str) -> None:
     with dev(tmp_path, IDLE_SECONDS="0.5", SLEEP=how) as running:
-        tokens = DevelopmentToken("demo", environment(tmp_path))
         async with (
             running.machine() as machine,
-            Client(running.url, tokens, sending=machine.sending) as client,
+            Client(running.url, running.tokens(), sending=machine.sending) as client,
         ):
             looking = asyncio.create_task(machine.run())
             changes: list[str] = []

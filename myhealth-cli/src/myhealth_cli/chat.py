@@ -20,7 +20,7 @@ from myhealth_cli.errors import MyHealthError
 from myhealth_cli.ids import uuid7
 from myhealth_cli.plain import PlainView
 from myhealth_cli.signals import Interrupts
-from myhealth_cli.tokens import DevelopmentToken, GivenToken
+from myhealth_cli.tokens import tokens_for
 from myhealth_cli.transcript import Transcript, blocks_of
 from myhealth_cli.turn import show
 from myhealth_cli.view import LiveView, print_block
@@ -57,7 +57,7 @@ def run(url: str, token: str | None, user: str, *, consent: bool = False) -> int
 
 async def _run(url: str, token: str | None, user: str, *, consent: bool) -> int:
     interrupts = Interrupts()
-    tokens = GivenToken(token) if token else DevelopmentToken(user)
+    tokens = tokens_for(url, token, user)
     with interrupts.installed():
         try:
             async with Client(url, tokens) as client:

@@ -1,4 +1,4 @@
-"""The command `myhealth`: dev, chat, import. Imports are inside the commands, so that each starts quickly."""
+"""The command `myhealth`: dev, chat, import, token. Imports are inside, so that each starts quickly."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ app = typer.Typer(
 
 _Url = Annotated[str, typer.Option(envvar="MYHEALTH_URL", help="Address of the agent backend.")]
 _Token = Annotated[
-    str | None, typer.Option(envvar="MYHEALTH_TOKEN", help="Bearer token; without one a development token.")
+    str | None, typer.Option(envvar="MYHEALTH_TOKEN", help="Bearer token; without one a made-up user's.")
 ]
-_User = Annotated[str, typer.Option(help="Made-up user a development token is for.")]
+_User = Annotated[str, typer.Option(help="Made-up user to be.")]
 _Consent = Annotated[
     bool, typer.Option("--consent", help="Agree to what the server asks for, without being asked.")
 ]
@@ -43,7 +43,7 @@ def dev(
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin with an empty database.")] = False,
     chat: Annotated[bool, typer.Option(help="Talk to the coach, or only serve.")] = True,
 ) -> None:
-    """Start Postgres, the model's emulator and the backend, import demo data, and open a chat.
+    """Start Postgres, the emulators and the backend, import demo data, and open a chat.
 
     Uses DATABASE_URL and ANTHROPIC_API_KEY instead of its own, where they are set. The backend runs behind a
     local Fly: idle for IDLE_SECONDS it sleeps, a request wakes it. Without a terminal this plays a short
@@ -79,6 +79,16 @@ def import_(
     from myhealth_cli.import_command import run  # noqa: PLC0415 - see the module's docstring
 
     raise typer.Exit(run(file, url, token, user, consent=consent))
+
+
+@app.command()
+def token(*, url: _Url = _URL, user: _User = _USER) -> None:
+    """Print a bearer token of a made-up user for the local stack that serves URL."""
+    import asyncio  # noqa: PLC0415 - see the module's docstring
+
+    from myhealth_cli.tokens import tokens_for  # noqa: PLC0415 - see the module's docstring
+
+    typer.echo(asyncio.run(tokens_for(url, None, user).token()))
 
 
 def main() -> None:

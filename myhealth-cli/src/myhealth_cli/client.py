@@ -298,19 +298,22 @@ class Client:
                         continue
                     if response.status in _PASSING:
                         reason, wait = f"it answers {response.status}", _retry_after(response)
-                    elif response.status >= 300:
-                        raise RefusedError(response.status, _problem(await response.read()))
                     else:
                         if lost:
                             yield Connection("back")
                             lost = False
                         pauses.reset()
-                        async with aclosing(_frames(response)) as frames:
+                        parser = SseParser()
+                        async with aclosing(_frames(response, parser)) as frames:
                             async for event_id, event in frames:
                                 cursor = event_id or cursor
                                 yield event
                                 if events.ends_run(event):
                                     return
+                        if parser.retry_ms is not None:
+                            # Ended on purpose, such as with the token: no loss that anybody must hear of.
+                            await asyncio.sleep(parser.retry_ms / 1000)
+                            continue
             except _AWAY as error:
                 reason = str(error) or type(error).__name__
             if not lost:
@@ -359,8 +362,11 @@ class Client:
             raise UnreachableError(f"{self.url!r} is not an http address") from error
 
 
-async def _frames(response: aiohttp.ClientResponse) -> AsyncGenerator[tuple[str | None, Event]]:
-    parser = SseParser()
+async def _frames(
+    response: aiohttp.ClientResponse, parser: SseParser
+) -> AsyncGenerator[tuple[str | None, Event]]:
+    if response.status >= 300:
+        raise RefusedError(response.status, _problem(await response.read()))
     async for chunk in response.content.iter_any():
         for frame in parser.feed(chunk):
             try:

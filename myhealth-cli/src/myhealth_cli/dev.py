@@ -1,7 +1,8 @@
 """`myhealth dev`: the whole system on one machine, and a conversation with it.
 
-Postgres, the emulated Messages API (the real one if ANTHROPIC_API_KEY is set) and the local Fly with the
-backend's machine are children of this process; a chat is the reason they run, and when it ends, they end.
+Postgres, the emulated Messages API (the real one if ANTHROPIC_API_KEY is set), the issuer of tokens and the
+local Fly with the backend's machine are children of this process; a chat is the reason they run, and when it
+ends, they end.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from myhealth_cli.processes import AlreadyRunningError, Family
 from myhealth_cli.progress import Steps
 from myhealth_cli.servers import PortInUseError, Servers, check_port
 from myhealth_cli.signals import Interrupts
-from myhealth_cli.tokens import DevelopmentToken
+from myhealth_cli.tokens import Issuer, SignedIn
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
@@ -84,7 +85,6 @@ class _Stack:
         self._interrupts = interrupts
         self._console = Console()
         self._steps = Steps(self._console)
-        self._tokens = DevelopmentToken(options.user)
 
     async def run(self) -> None:
         options = self._options
@@ -101,7 +101,8 @@ class _Stack:
             demo.prepare()
             servers = Servers(family, options.state, options.port, options.env)
             machine = await stack.enter_async_context(await self._start(servers))
-            await _first(self._talk(servers.url, demo, machine), servers.watch(), machine.run())
+            stack.callback(Issuer.file(options.state).unlink, missing_ok=True)
+            await _first(self._talk(servers, demo, machine), servers.watch(), machine.run())
             self._console.print("[dim]stopping ...[/]")
 
     @property
@@ -109,11 +110,9 @@ class _Stack:
         return self._options.chat and sys.stdin.isatty() and sys.stdout.isatty()
 
     async def _start(self, servers: Servers) -> Machine:
-        with self._steps.step("Postgres and the model"):
+        with self._steps.step("Postgres, the model and the issuer"):
             await servers.start_stores(fresh=self._options.fresh)
         with self._steps.step("Backend, on a machine of the local Fly"):
-            # The first token makes the key, which must be there before the server reads it.
-            await self._tokens.token()
             scripted = self._options.chat and not self._talks
             machine = await servers.start_backend(_SCRIPT_IDLE_S if scripted else _IDLE_S)
         model = "Claude, billed to your ANTHROPIC_API_KEY" if servers.real_model else _EMULATED
@@ -121,11 +120,12 @@ class _Stack:
         self._console.print(f"  machine: {machine.url}", style="dim", highlight=False, soft_wrap=True)
         return machine
 
-    async def _talk(self, url: str, demo: Demo, machine: Machine) -> None:
-        async with Client(url, self._tokens, Patience(total_s=60), sending=machine.sending) as client:
+    async def _talk(self, servers: Servers, demo: Demo, machine: Machine) -> None:
+        tokens = SignedIn(servers.issuer, self._options.user)
+        async with Client(servers.url, tokens, Patience(total_s=60), sending=machine.sending) as client:
             await self._consent(client)
             if await demo.missing(client):
-                token = await self._tokens.token()
+                token = await tokens.token()
                 with self._steps.bar(f"Demo data: {demo.span.days} days of Apple Health") as update:
                     await demo.load(client, token, update)
             if not self._options.chat:

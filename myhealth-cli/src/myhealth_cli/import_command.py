@@ -17,11 +17,13 @@ from myhealth_cli.errors import ExportUnreadableError, MyHealthError
 from myhealth_cli.importer import DamagedImportError, ImportRefusedError, ImportResult, Target, import_export
 from myhealth_cli.progress import import_bar
 from myhealth_cli.signals import Interrupts
-from myhealth_cli.tokens import DevelopmentToken, GivenToken
+from myhealth_cli.tokens import tokens_for
 
 if TYPE_CHECKING:
     from collections import Counter
     from pathlib import Path
+
+    from myhealth_cli.tokens import TokenSource
 
 IMPORTED, DAMAGED, FAILED = 0, 1, 2
 _MOST = 10
@@ -37,17 +39,17 @@ def run(file: Path, url: str, token: str | None, user: str, *, consent: bool = F
 
 async def _run(file: Path, url: str, token: str | None, user: str, *, consent: bool) -> int:
     interrupts = Interrupts()
-    tokens = GivenToken(token) if token else DevelopmentToken(user)
+    tokens = tokens_for(url, token, user)
     with interrupts.installed():
         try:
             try:
-                return await _import(file, url, await tokens.token())
+                return await _import(file, url, tokens)
             except ImportRefusedError as error:
                 if error.code != "consent_required":
                     raise
             async with Client(url, tokens) as client:
                 await agree(client, Console(), terminal_reader(), consent=consent, purposes=HEALTH_DATA)
-            return await _import(file, url, await tokens.token())
+            return await _import(file, url, tokens)
         except asyncio.CancelledError:
             if interrupts.received is None:
                 raise
@@ -58,11 +60,12 @@ async def _run(file: Path, url: str, token: str | None, user: str, *, consent: b
             return FAILED
 
 
-async def _import(file: Path, url: str, token: str) -> int:
+async def _import(file: Path, url: str, tokens: TokenSource) -> int:
     console = Console()
+    target = Target(url=url, token=await tokens.token(), renew=lambda: tokens.token(renew=True))
     try:
         with import_bar(Console(stderr=True), f"Importing {escape(file.name)}") as progress:
-            result = await import_export(file, Target(url=url, token=token), progress=progress)
+            result = await import_export(file, target, progress=progress)
     except DamagedImportError as error:
         _summarise(console, error.result)
         _tell(error)

@@ -22,7 +22,7 @@ from myhealth_cli.apple_health import Export, Report
 from myhealth_cli.errors import ExportDamagedError, MyHealthError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
     from uuid import UUID
 
@@ -34,7 +34,7 @@ _INVALID: Final = frozenset({400, 422})
 _INDEX: Final = re.compile(r"\bsamples\[(\d+)\]\.?(.*)")
 _TOLERATED: Final = 100  # refused samples, before we ask whether it is us who are wrong
 _HINTS: Final = {
-    401: "The token is missing, expired or of another environment: make one with `agent-backend token`.",
+    401: "The token is missing, expired or of another environment: make one with `myhealth token`.",
     403: "This token may not write health data.",
     404: "Is --url the address of the agent backend?",
 }
@@ -51,6 +51,8 @@ class Target:
 
     url: str
     token: str
+    renew: Callable[[], Awaitable[str]] | None = None
+    """Gives another token when this one is refused: an import can last longer than a token."""
     concurrency: int = 3
     batch: int = BATCH
     retry_for_s: float = 120.0
@@ -163,7 +165,7 @@ async def import_export(
     with await asyncio.to_thread(Export, path) as export:
         result = ImportResult(export.name, export.report)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=target.timeout_s)
-        headers = {"Authorization": f"Bearer {target.token}", "Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json"}
         async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
             upload = _Upload(target, session, result, lambda sent: _tell(progress, export, sent))
             damage = await _run(export, upload)
@@ -237,6 +239,7 @@ class _Upload:
         self._result = result
         self._told = told
         self._answered = False
+        self._token = target.token
         self._url = f"{target.url.rstrip('/')}/v1/health/samples"
 
     async def send(self, batch: list[Sample]) -> None:
@@ -246,8 +249,12 @@ class _Upload:
         await self._put(list(unique.values()))
 
     async def _put(self, batch: list[Sample]) -> None:
+        renewed = False
         while batch:
             status, body = await self._until_answered(msgspec.json.encode(_Batch(batch)))
+            if status == 401 and self.target.renew is not None and not renewed:
+                self._token, renewed = await self.target.renew(), True
+                continue
             if status == 200:
                 return self._count(batch, body)
             if status == 413 and len(batch) > 1:  # the server's limit in bytes is its own affair
@@ -292,7 +299,8 @@ class _Upload:
         began, pause = clock(), self.target.first_pause_s
         while True:
             try:
-                async with self._session.put(self._url, data=body) as response:
+                headers = {"Authorization": f"Bearer {self._token}"}
+                async with self._session.put(self._url, data=body, headers=headers) as response:
                     self._answered = True
                     if response.status not in _PASSING:
                         return response.status, await response.read()

@@ -1,4 +1,4 @@
-"""Postgres, the emulated Messages API and the backend: started in order, each with the least it must know.
+"""Postgres, the emulated Messages API, the issuer, the backend: in order, each with the least it must know.
 
 The backend runs behind the local Fly, which lets it fall asleep, wakes it and restarts it after a crash.
 """
@@ -17,7 +17,7 @@ from myhealth_cli.errors import MyHealthError
 from myhealth_cli.fly import LocalFly
 from myhealth_cli.postgres import Postgres
 from myhealth_cli.processes import Child, ChildFailedError, Family
-from myhealth_cli.tokens import backend_command, minimal_env
+from myhealth_cli.tokens import Issuer, backend_command, minimal_env
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,17 +59,21 @@ class Servers:
         self._env = env
         self._fly = LocalFly(family, state, port)
         self._secrets: dict[str, str] = {}
+        self.issuer = Issuer("", "")
+        """Where tokens come from, once it was started."""
 
     async def start_stores(self, *, fresh: bool = False) -> None:
         """Start what the backend needs, and bring the schema up to date; `fresh` removes the data first."""
-        # The emulator starts while Postgres does.
+        # The emulators start while Postgres does.
         emulator = None if self.real_model else await self._start_emulator()
+        supabase = await self._start_issuer(fresh=fresh)
         database_url = self._env.get("DATABASE_URL") or await self._start_postgres(fresh=fresh)
         model = {name: self._env[name] for name in ("ANTHROPIC_BASE_URL",) if self._env.get(name)}
         if emulator is not None:
             model = {"ANTHROPIC_BASE_URL": await _address(emulator)}
         self._secrets = {
             **model,
+            **await self._meet_issuer(supabase),
             "ANTHROPIC_API_KEY": self._env.get("ANTHROPIC_API_KEY") or "sk-emulated",
             "DATABASE_URL": database_url,
         }
@@ -80,6 +84,21 @@ class Servers:
     async def _start_emulator(self) -> Child:
         command = [sys.executable, "-m", "anthropic_emulator", "serve", "--port", "0"]
         return await self._family.start("anthropic-emulator", command, minimal_env(), speaks=True)
+
+    async def _start_issuer(self, *, fresh: bool) -> Child:
+        """Start the stand-in for Supabase Auth; its users are as lasting as the database."""
+        state = self._state / "supabase.json"
+        if fresh:
+            state.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "supabase_emulator", "serve", "--port", "0", "--state", str(state)]
+        return await self._family.start("supabase-emulator", command, minimal_env(), speaks=True)
+
+    async def _meet_issuer(self, supabase: Child) -> dict[str, str]:
+        """Note where it is, for other commands too; return what the backend is told of it."""
+        said = msgspec.json.decode(await supabase.first_line(), type=dict[str, str])
+        self.issuer = Issuer(said["url"], said["publishable_key"])
+        Issuer.file(self._state).write_bytes(msgspec.json.encode(self.issuer))
+        return {"SUPABASE_URL": said["url"], "SUPABASE_SERVICE_KEY": said["secret_key"]}
 
     async def _start_postgres(self, *, fresh: bool) -> str:
         postgres = Postgres(self._state)
