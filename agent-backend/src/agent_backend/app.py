@@ -23,9 +23,11 @@ from agent_backend.engines.messages import MessagesEngine
 from agent_backend.errors import MigrationError, OperatorError
 from agent_backend.prices import micros, models
 from agent_backend.settings import Settings
+from agent_backend.supabase import AuthAdmin
 from agent_backend.telemetry import Log, metrics, note_boot_phase
 from agent_backend.tools.registry import TOOLS
 from agent_backend.turns.machine import Machine
+from agent_backend.turns.retention import Retention
 from agent_backend.turns.spending import Limits
 from agent_backend.web import (
     agents,
@@ -35,6 +37,7 @@ from agent_backend.web import (
     health,
     me,
     ops,
+    privacy,
     samples,
     sessions,
     sse,
@@ -58,6 +61,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *consents.OPERATIONS,
     *usage.OPERATIONS,
     *goals.OPERATIONS,
+    *privacy.OPERATIONS,
     *health.OPERATIONS,
 )
 SOCKETS: tuple[SocketOperation, ...] = websocket.SOCKETS
@@ -132,7 +136,13 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Services:
         machine_id=settings.machine_id,
         lease_seconds=settings.lease_seconds,
         group_commit_seconds=settings.group_commit_ms / 1000,
-        event_retention_days=settings.event_retention_days,
+        retention=Retention(
+            events=settings.event_retention_days,
+            sessions=settings.session_retention_days,
+            health=settings.health_retention_days,
+            tombstones=settings.erasure_retention_days,
+        ),
+        accounts=_accounts(settings),
         call_seconds=settings.tool_call_seconds,
         limits=Limits(
             user_day=micros(settings.user_usd_per_day),
@@ -168,6 +178,13 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Services:
 def _engines(settings: Settings) -> dict[str, Engine]:
     messages = MessagesEngine(settings.anthropic_base_url, settings.anthropic_api_key.reveal())
     return {messages.name: messages}
+
+
+def _accounts(settings: Settings) -> AuthAdmin | None:
+    """Return where users' accounts can be deleted; without a key they cannot."""
+    if settings.supabase_url is None or not settings.supabase_service_key:
+        return None
+    return AuthAdmin(settings.supabase_url, settings.supabase_service_key.reveal())
 
 
 async def warm(services: Services) -> None:

@@ -130,6 +130,11 @@ class Authenticator:
         self._verified[digest] = _Verified(principal, until)
         return principal
 
+    def forget(self, user_id: UUID) -> None:
+        """Drop the tokens of a user that were checked; they are checked anew when they come again."""
+        for digest in [each for each, known in self._verified.items() if known.principal.user_id == user_id]:
+            del self._verified[digest]
+
     async def warm(self) -> None:
         """Import what checking needs and fetch the keys; a failure only means that the first request pays."""
         import_module("jwt.algorithms")

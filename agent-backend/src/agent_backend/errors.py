@@ -121,6 +121,13 @@ class Conflict(RequestError):
     code = "conflict"
 
 
+class AccountErased(RequestError):
+    """The user asked for erasure: nothing of theirs is taken any more, however long the token lives."""
+
+    status = 410
+    code = "account_erased"
+
+
 class PayloadTooLarge(RequestError):
     """The body is larger than the limit; reading stopped there."""
 

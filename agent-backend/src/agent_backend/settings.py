@@ -109,6 +109,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """When events of finished turns shrink to their messages; 0 keeps them."""
     require_birth_year: bool
     """Without one in the profile there is no answer: nobody can tell whether the user is old enough."""
+    session_retention_days: float
+    """When sessions without activity are deleted; 0 keeps them."""
+    health_retention_days: float
+    """When samples are deleted, by their time; 0 keeps them."""
+    erasure_retention_days: float
+    """How long an erased user's writes are refused; longer than tokens live and backups are kept."""
     tool_call_seconds: float
     """How long a call waits for a device or for the user's yes."""
     user_usd_per_day: Decimal
@@ -150,6 +156,9 @@ VARIABLES: dict[str, str] = {
     "FLY_API_SOCKET": "Unix socket of the machine's own API, for SLEEP=suspend (default /.fly/api)",
     "EVENT_RETENTION_DAYS": "0 to 3650, 0 keeps all (default 30)",
     "REQUIRE_BIRTH_YEAR": "yes | no: no turns without a year of birth (default no in development, else yes)",
+    "SESSION_RETENTION_DAYS": "idle sessions are deleted, 0 to 3650, 0 keeps all (default 0)",
+    "HEALTH_RETENTION_DAYS": "older samples are deleted, 0 to 36500, 0 keeps all (default 0)",
+    "ERASURE_RETENTION_DAYS": "how long erased users are refused, 7 to 3650 (default 90)",
     "TOOL_CALL_SECONDS": "how long a device or the user has to answer a call, 1 to 86400 (default 120)",
     "USER_USD_PER_DAY": "0.01 to 1000000, of one user's model calls (default 1, in development 1000)",
     "USER_USD_PER_MONTH": "0.01 to 1000000 (default 10, in development 10000)",
@@ -378,6 +387,9 @@ def _read(reader: _Reader) -> Settings:
         event_retention_days=reader.seconds("EVENT_RETENTION_DAYS", 30, 0, 3650),
         require_birth_year=reader.one_of("REQUIRE_BIRTH_YEAR", "no" if development else "yes", _YES_NO)
         == "yes",
+        session_retention_days=reader.seconds("SESSION_RETENTION_DAYS", 0, 0, 3650),
+        health_retention_days=reader.seconds("HEALTH_RETENTION_DAYS", 0, 0, 36_500),
+        erasure_retention_days=reader.seconds("ERASURE_RETENTION_DAYS", 90, 7, 3650),
         tool_call_seconds=reader.seconds("TOOL_CALL_SECONDS", 120, 1, 86_400),
         user_usd_per_day=reader.usd("USER_USD_PER_DAY", 1000 if development else 1),
         user_usd_per_month=reader.usd("USER_USD_PER_MONTH", 10_000 if development else 10),

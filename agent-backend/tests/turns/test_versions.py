@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 
 from agent_backend.agents import Agent, Budget
+from agent_backend.db import sessions as store
 from agent_backend.db.pool import Database
 from agent_backend.turns.versions import AgentVersions, DeviceTool, freeze
 
@@ -61,15 +63,26 @@ async def test_versions_with_a_clients_tools_are_found_again_and_not_kept_for_ev
     made: list[bytes] = []
     for n in range(260):
         tool = DeviceTool(name=f"read_{n}", description="Reads.", input_schema=SCHEMA)
-        version = await versions.with_device_tools("coach", [tool])
+        version = versions.with_device_tools("coach", [tool])
         assert version is not None
-        made.append(version)
+        put = await store.put(
+            database,
+            uuid4(),
+            uuid4(),
+            agent="coach",
+            version=version[0],
+            title=None,
+            body_hash=b"h",
+            frozen=version[1],
+        )
+        assert put is not None
+        made.append(version[0])
     assert len(set(made)) == 260
     for n, version in enumerate(made):
         frozen = await versions.get(version)
         assert [tool.name for tool in frozen.offered()] == ["probe", "other", f"read_{n}"]
     assert len(versions._others) == 256
-    current = versions.current("coach")
-    assert current is not None
-    assert await versions.with_device_tools("coach", []) == current
-    assert await versions.with_device_tools("nobody", []) is None
+    versions.forget()
+    assert (await versions.get(made[-1])).device_tools[0].name == "read_259"
+    assert versions.with_device_tools("coach", []) == (versions.current("coach"), None)
+    assert versions.with_device_tools("nobody", []) is None

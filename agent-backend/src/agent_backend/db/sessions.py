@@ -23,7 +23,7 @@ CLAIM_COLUMNS = (
 )
 # Composite columns are spread out, so that the driver never has to look a type up.
 _PUT_VERSION = "SELECT put_agent_version($1, $2, $3)"
-_PUT_SESSION = "SELECT * FROM put_session($1, $2, $3, $4, $5, $6)"
+_PUT_SESSION = "SELECT * FROM put_session($1, $2, $3, $4, $5, $6, $7)"
 _ACCEPT = (
     "SELECT r.status, r.state, r.owner, r.started, r.missing, r.cursor_epoch, r.cursor_n, "
     + CLAIM_COLUMNS.format("r.claim")
@@ -197,9 +197,13 @@ async def put(
     version: bytes,
     title: str | None,
     body_hash: bytes,
+    frozen: str | None = None,
 ) -> PutSession | None:
-    """Make a session or find it again; None when the id is somebody else's."""
-    row = await database.fetchrow(_PUT_SESSION, user_id, session_id, agent, version, title, body_hash)
+    """Make a session or find it again; None when the id is somebody else's.
+
+    `frozen`: the version's JSON text, if it is not registered yet; it is written only with the session.
+    """
+    row = await database.fetchrow(_PUT_SESSION, user_id, session_id, agent, version, title, body_hash, frozen)
     if row is None:
         return None
     return PutSession(row["status"], row["agent"], row["title"], row["created_at"], Cursor(*row[4:6]))

@@ -77,7 +77,7 @@ class Commands:
 
         `device_tools` are frozen with it; the agent must allow them, and their names must be free.
         """
-        version = await self._versions.with_device_tools(agent, device_tools or [])
+        version = self._versions.with_device_tools(agent, device_tools or [])
         if version is None:
             raise NotFound(f"There is no agent named {agent!r}.")
         put = await store.put(
@@ -85,7 +85,8 @@ class Commands:
             user_id,
             session_id,
             agent=agent,
-            version=version,
+            version=version[0],
+            frozen=version[1],
             title=title,
             body_hash=_hash(["session", agent, title, *([_told(device_tools)] if device_tools else [])]),
         )

@@ -11,8 +11,8 @@ import asyncpg
 
 from agent_backend.agents import Agent
 from agent_backend.consents import Catalogue
-from agent_backend.db import leases
-from agent_backend.db.events import compact
+from agent_backend.db import erasures, leases
+from agent_backend.db.erasures import Erasure
 from agent_backend.db.pool import Database
 from agent_backend.engines.base import Engine
 from agent_backend.telemetry import Log
@@ -20,9 +20,11 @@ from agent_backend.tools.base import Tool
 from agent_backend.turns.commands import Commands
 from agent_backend.turns.committer import Committer
 from agent_backend.turns.consent import Consents
+from agent_backend.turns.erasing import Accounts, Eraser
 from agent_backend.turns.fanout import Hub, LiveSession
 from agent_backend.turns.notifier import Notifier
 from agent_backend.turns.recovery import Recovery
+from agent_backend.turns.retention import Housekeeper, Retention
 from agent_backend.turns.runner import Runner
 from agent_backend.turns.settling import Settler
 from agent_backend.turns.situation import SituationReader
@@ -33,9 +35,6 @@ from agent_backend.turns.versions import AgentVersions
 _log = Log("machine")
 
 
-_FIRST_COMPACTION_SECONDS = 60.0
-_COMPACTION_SECONDS = 3600.0
-_COMPACTION_BATCH = 200
 _LEDGER_SECONDS = 10.0
 _AGAIN_SECONDS = 1.0
 _LAST_COMMIT_SECONDS = 1.0
@@ -52,7 +51,8 @@ class Machine:
         machine_id: str,
         lease_seconds: float,
         group_commit_seconds: float,
-        event_retention_days: float = 0,
+        retention: Retention | None = None,
+        accounts: Accounts | None = None,
         call_seconds: float = 120,
         limits: Limits | None = None,
         require_birth_year: bool = False,
@@ -65,7 +65,6 @@ class Machine:
         self.incarnation: UUID = uuid4()
         self.hub = Hub()
         self._engines = engines
-        self._retention_days = event_retention_days
         self._notifier = Notifier(database, self.incarnation)
         self._committer = Committer(
             database,
@@ -116,6 +115,14 @@ class Machine:
             sweep_soon=self._recovery.sweep_soon,
             spending=self._spending,
         )
+        self._eraser = Eraser(database, accounts, gone=self._gone, forget=self._forget)
+        self._housekeeper = Housekeeper(
+            database,
+            self._eraser,
+            retention or Retention(),
+            awake=self._recovery.awake,
+            look_seconds=min(30.0, 2 * lease_seconds),
+        )
         self._work: dict[str, asyncio.Task[None]] = {}
 
     @property
@@ -145,7 +152,29 @@ class Machine:
         """
         if self.hub.live or self.hub.claiming:
             return True
-        return await leases.work_left(self.database, self.incarnation)
+        if await leases.work_left(self.database, self.incarnation):
+            return True
+        return await erasures.due(self.database)
+
+    async def erase(self, user_id: UUID) -> Erasure:
+        """Erase a user: see `Eraser.erase`. Their turns end, here and on other machines."""
+        return await self._eraser.erase(user_id)
+
+    def _gone(self, session_ids: list[UUID]) -> None:
+        """Let owners and readers of sessions that were erased look, here and elsewhere."""
+        for session_id in session_ids:
+            live = self.hub.live.get(session_id)
+            if live is not None:
+                self._lost(live)
+            self.hub.wake_remote(session_id)
+            self._notifier.log_grew(session_id)
+            self._notifier.work_for(session_id)
+
+    def _forget(self, user_id: UUID) -> None:
+        """Drop what memory holds of a user; other machines' caches end within their own bounds."""
+        self.situations.forget(user_id)
+        self.consents.forget(user_id)
+        self._versions.forget()
 
     def _written(self, live: LiveSession) -> None:
         self._notifier.log_grew(live.session_id)
@@ -161,22 +190,11 @@ class Machine:
             "recovery": self._recovery.run,
             "group commit": self._committer.run,
             "notifier": self._notifier.run,
-            "compaction": self._compact_forever,
+            "housekeeping": self._housekeeper.run,
+            "erasures": self._housekeeper.resume_erasures,
             "ledger": self._tend_forever,
         }
         self._work = {name: asyncio.create_task(_keep(name, run), name=name) for name, run in work.items()}
-
-    async def _compact_forever(self) -> None:
-        """Let the logs of finished turns shrink; soon after the boot, since machines do not stay up."""
-        if not self._retention_days:
-            return
-        pause = _FIRST_COMPACTION_SECONDS
-        while True:
-            await asyncio.sleep(pause)
-            pause = _COMPACTION_SECONDS
-            shrunk = _COMPACTION_BATCH
-            while shrunk == _COMPACTION_BATCH:
-                shrunk = await compact(self.database, self._retention_days, _COMPACTION_BATCH)
 
     async def _tend_forever(self) -> None:
         """Keep the ledger in order, but not while the machine is to be suspended."""
@@ -221,6 +239,7 @@ class Machine:
             async with asyncio.timeout(_LAST_COMMIT_SECONDS):
                 await self._committer.drain()
         await self._end_work(*self._work)
+        await self._eraser.stop()
         await self._runner.give_back(owned)
         try:
             await leases.remove(self.database, self.incarnation, only_if_expired=False)

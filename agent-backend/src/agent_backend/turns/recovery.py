@@ -142,6 +142,11 @@ class Recovery:
         """Whether this machine has let go of the database, to be suspended."""
         return not self._awake.is_set()
 
+    @property
+    def awake(self) -> asyncio.Event:
+        """Set unless this machine rests: background work waits for it before it asks the database."""
+        return self._awake
+
     def rest(self) -> None:
         """Let go of the database: what is connected now would be dead after a suspend."""
         self._awake.clear()

@@ -45,7 +45,7 @@ class SituationReader:
             raise refused
 
     def forget(self, user_id: UUID) -> None:
-        """Read the profile anew: it has just changed."""
+        """Drop what is remembered of a user: the profile has just changed, or is gone."""
         self._cache.pop(user_id, None)
 
     async def _judged(self, user_id: UUID) -> tuple[profiles.Profile, age.AgeRequired | age.TooYoung | None]:

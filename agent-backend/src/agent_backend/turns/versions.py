@@ -115,15 +115,19 @@ class AgentVersions:
         entry = self._current.get(name)
         return None if entry is None else entry[0]
 
-    async def with_device_tools(self, name: str, device_tools: list[DeviceTool]) -> bytes | None:
-        """Register the agent's current version with a client's tools; return its hash, None as `current`."""
+    def with_device_tools(self, name: str, device_tools: list[DeviceTool]) -> tuple[bytes, str | None] | None:
+        """Return the agent's current version with a client's tools: its hash and, with tools, its JSON text.
+
+        The text is to be written with the session that needs it. None for an unknown agent.
+        """
         current = self.current(name)
         if current is None or not device_tools:
-            return current
-        frozen = msgspec.structs.replace(self._by_hash[current], device_tools=device_tools)
-        version, text = _addressed(frozen)
-        await store.put_agent_version(self._database, version, name, text)
-        return version
+            return None if current is None else (current, None)
+        return _addressed(msgspec.structs.replace(self._by_hash[current], device_tools=device_tools))
+
+    def forget(self) -> None:
+        """Drop the versions that clients made; those still needed are read again."""
+        self._others.clear()
 
     async def get(self, version: bytes) -> FrozenAgent:
         """Return a version. Raises Unavailable if neither memory nor database has it."""

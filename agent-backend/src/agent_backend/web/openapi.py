@@ -39,6 +39,7 @@ _PROBLEMS = {
     404: "No such thing for this user.",
     408: "The body did not arrive in time.",
     409: "Something different stands under this id, or the state forbids it.",
+    410: "The account was erased.",
     413: "The body is too large.",
     415: "The body is not of a type that is read here.",
     422: "A field is missing, malformed or out of range; `errors` names it.",
@@ -142,6 +143,9 @@ class _Builder:
             responses[str(status)] = reply
             if kind is not None:
                 reply["content"] = {"application/json": {"schema": self._by_type[_key(kind)]}}
+        if "archive" in op.about:
+            zipped = {"application/zip": {"schema": {"type": "string", "format": "binary"}}}
+            responses["200"] = {"description": op.about["archive"], "content": zipped}
         stream = op.about.get("stream")
         if stream is not None:
             media = {"schema": {"type": "string"}, "x-itemSchema": self._by_type[_key(stream.item)]}
@@ -196,7 +200,7 @@ def _problems(op: Operation) -> set[int]:
     about: About = op.about
     statuses = set(about.get("problems", ()))
     if op.auth:
-        statuses |= {401, 403, 503}
+        statuses |= {401, 403, 410, 503}
     if op.body is not None:
         statuses |= {400, 408, 413, 415, 422}
     if op.query is not None:

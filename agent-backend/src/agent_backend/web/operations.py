@@ -78,6 +78,8 @@ class About(TypedDict, total=False):
     replies: Mapping[int, Any]
     """Status -> type of the JSON body, None for no body."""
     stream: EventStream
+    archive: str
+    """Describes a reply of 200 that is a zip."""
     problems: Sequence[int]
     """Statuses beside those that follow from the declaration (401, 422, 413, ...)."""
     auth: bool

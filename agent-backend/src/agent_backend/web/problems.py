@@ -12,6 +12,7 @@ import msgspec
 from starlette.responses import Response
 
 from agent_backend.errors import (
+    AccountErased,
     FieldError,
     InvalidRequest,
     RequestError,
@@ -24,6 +25,8 @@ MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:myhealth:problem:"
 
 _RETRY_AFTER_SECONDS = 1
+_ERASED = "MH410"
+"""The SQLSTATE of `refuse_erased` in migrations/0011_privacy.pre.sql."""
 
 _DATABASE_AWAY = (
     OSError,  # includes TimeoutError: no connection in time, or none at all
@@ -117,6 +120,8 @@ def translate(error: BaseException) -> RequestError:
     match error:
         case RequestError():
             return error
+        case asyncpg.PostgresError() if getattr(error, "sqlstate", None) == _ERASED:
+            return AccountErased("This account was erased, and takes nothing any more.")
         case asyncpg.InterfaceError() if _closed(error):
             return Unavailable("The database is not reachable at the moment.")
         case _ if isinstance(error, _DATABASE_AWAY):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from uuid import UUID
 
 from agent_backend.agents import Agent
 from agent_backend.auth import Authenticator
@@ -28,6 +29,8 @@ class Services:
     """By name."""
     consents: Catalogue
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    exporting: set[UUID] = field(default_factory=set[UUID])
+    """Users whose archive is being made or sent."""
     serving: int = 0
     """Requests and streams of users being served. Health checks and strangers keep nobody awake."""
     last_used: float = field(default_factory=time.monotonic)

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from agent_backend import events as agui
+from agent_backend.errors import NotFound
 from agent_backend.telemetry import metrics
 from agent_backend.web.operations import Call, EventStream, operation
 from agent_backend.web.stream import CutOff, Follower, Placed, parse_cursor
@@ -88,6 +89,8 @@ class EventStreamResponse(Response):
                     await send(_chunk(frames(batch, self._thread_id)))
             except CutOff:
                 await send(_chunk(RETRY))
+            except NotFound:
+                pass  # erased meanwhile: whoever asks again is told
             except asyncio.CancelledError:
                 if not watching.done() or writing is None or writing.uncancel() > 0:
                     raise
