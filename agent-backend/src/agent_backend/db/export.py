@@ -17,6 +17,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType
 from typing import IO, Any, Final, NamedTuple
 from uuid import UUID
@@ -38,6 +39,7 @@ _SMALL_ROWS: Final = 1000
 _MAX_BYTES = 2 * 1024**3
 """The unnamed file's; it lies on the machine's own disk."""
 _AGAIN_SECONDS = 30.0
+_CANCEL_SECONDS = 2.0
 
 INTERNAL: dict[str, dict[str, str]] = {
     "*": {
@@ -186,9 +188,12 @@ class _Spool:
     def __init__(self) -> None:
         # Not seekable for zipfile: what is written may have been sent.
         self._file: IO[bytes] = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by `close`
+        self._closed = False
         self.written = 0
 
     def write(self, data: bytes) -> int:
+        if self._closed:
+            return len(data)
         if self.written + len(data) > _MAX_BYTES:
             raise OSError("the export is larger than its file may be")
         self._file.write(data)
@@ -202,6 +207,8 @@ class _Spool:
         return os.pread(self._file.fileno(), min(_CHUNK, self.written - offset), offset)
 
     def close(self) -> None:
+        """Let go of the file; what is written from here on is dropped."""
+        self._closed = True
         self._file.close()
 
 
@@ -217,6 +224,7 @@ class Export:
         self._grown = asyncio.Event()
         self._thread: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._file: IO[bytes] | None = None
         self._rows: dict[str, int] = {}
         self.created_at = dt.datetime.now(dt.UTC)
 
@@ -242,10 +250,17 @@ class Export:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        # Not cut at once: that would leave a query that waits for a lock waiting. This cancels it first.
+        with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            await self._connection.close(timeout=_CANCEL_SECONDS)
         self._connection.terminate()
         if self._thread is not None:
             await asyncio.wait([self._thread])
+        # zipfile insists on ending what it has begun.
         self._spool.close()
+        if self._file is not None:
+            self._file.close()
+        self._zip.close()
 
     async def _make(self) -> None:
         files = await parts(self._connection)
@@ -261,7 +276,7 @@ class Export:
 
     async def _write_part(self, part: Part) -> None:
         cursor = await self._connection.cursor(part.lines, self._user_id)
-        file = self._zip.open(part.name + ".jsonl", "w", force_zip64=True)
+        self._file = file = self._zip.open(part.name + ".jsonl", "w", force_zip64=True)
         count = 0
         while rows := await cursor.fetch(part.batch):
             count += len(rows)
