@@ -312,11 +312,13 @@ CREATE FUNCTION myhealth.read_erasure(p_receipt uuid) RETURNS SETOF myhealth.era
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = myhealth, pg_temp
     AS $$ SELECT * FROM erasures WHERE receipt = p_receipt $$;
 
--- Whether an erasure waits to be gone on with now.
+-- Whether rows are still to be deleted, or an account is to be asked for now. A machine does not sleep over that;
+-- but an issuer that stays away must not keep it awake for ever.
 CREATE FUNCTION myhealth.erasures_due() RETURNS boolean
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = myhealth, pg_temp
     AS $$
-    SELECT EXISTS (SELECT FROM erasures WHERE pending_user IS NOT NULL AND next_at <= clock_timestamp())
+    SELECT EXISTS (SELECT FROM erasures WHERE pending_user IS NOT NULL
+                   AND (erased_at IS NULL OR next_at <= clock_timestamp()))
     $$;
 
 -- Erasures that nobody goes on with, for the caller to go on with; tried again after growing waits, up to an hour.
@@ -399,12 +401,12 @@ DECLARE
 BEGIN
     o_deleted := 0;
     o_more := false;
-    SELECT min(f.user_id) INTO o_user FROM (
+    SELECT f.user_id INTO o_user FROM (
         (SELECT user_id FROM health_quantities WHERE user_id > v_least ORDER BY user_id LIMIT 1)
         UNION ALL (SELECT user_id FROM health_sleep WHERE user_id > v_least ORDER BY user_id LIMIT 1)
         UNION ALL (SELECT user_id FROM health_workouts WHERE user_id > v_least ORDER BY user_id LIMIT 1)
         UNION ALL (SELECT user_id FROM health_activity_summaries WHERE user_id > v_least ORDER BY user_id LIMIT 1)
-    ) f;
+    ) f ORDER BY f.user_id LIMIT 1;
     IF o_user IS NULL THEN
         RETURN;
     END IF;

@@ -66,7 +66,7 @@ async def read(database: Database, receipt: UUID) -> Erasure:
 
 
 async def due(database: Database) -> bool:
-    """Say whether an erasure waits to be gone on with now."""
+    """Say whether rows are still to be deleted, or an account is to be asked for now."""
     return await database.fetchval("SELECT erasures_due()")
 
 
