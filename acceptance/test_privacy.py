@@ -1,4 +1,4 @@
-"""Erasure and export of the whole system: beside turns, imports and exports, on two servers, through kills."""
+"""Erasure and export of the whole system: beside turns, imports and exports, on two servers, after kills."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `agent-backend`: serve, migrate, check-config, healthcheck, token.
+"""The command `agent-backend`: serve, migrate, check-config, healthcheck, tombstones, token.
 
 argparse and imports inside the commands, because `serve` is on the path of every wake.
 """
@@ -47,6 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check_config)
     health = commands.add_parser("healthcheck", help="ask the server on this machine whether it lives")
     health.set_defaults(run=_healthcheck)
+    tombstones = commands.add_parser("tombstones", help="carry erasures over a restore from a backup")
+    tombstones.add_argument(
+        "what", choices=["dump", "load"], help="write them to stdout; read them from stdin"
+    )
+    tombstones.set_defaults(run=_tombstones)
     token = commands.add_parser("token", help="print a token for a made-up user (development only)")
     token.add_argument("--user", required=True, help="any name; the same name is the same user")
     token.add_argument("--ttl", default="12h", help="how long it is valid: 30s, 15m, 12h, 7d (default 12h)")
@@ -99,11 +104,36 @@ def _migrate(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
         )
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         # A failed migration has an error of its own: this is about the way to the database.
-        raise OperatorError(
-            f"the database cannot be migrated ({type(error).__name__})",
-            hint="check that it runs, and user, password, host and database name in DATABASE_URL",
-        ) from error
+        raise _away("migrated", error) from error
     print("\n".join(f"applied {name}" for name in applied) or "the schema is up to date")  # noqa: T201
+    return 0
+
+
+def _away(done: str, error: Exception) -> OperatorError:
+    return OperatorError(
+        f"the database cannot be {done} ({type(error).__name__})",
+        hint="check that it runs, and user, password, host and database name in DATABASE_URL",
+    )
+
+
+def _tombstones(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
+    import asyncio  # noqa: PLC0415 - see the module's docstring
+
+    import asyncpg  # noqa: PLC0415 - see the module's docstring
+
+    from agent_backend.db import tombstones  # noqa: PLC0415 - see the module's docstring
+
+    settings = _settings(env)
+    dsn = settings.database_url.reveal()
+    try:
+        if arguments.what == "dump":
+            sys.stdout.buffer.write(asyncio.run(tombstones.dump(dsn)))
+            return 0
+        account = settings.supabase_url is not None and bool(settings.supabase_service_key)
+        added, begun = asyncio.run(tombstones.load(dsn, sys.stdin.buffer.read(), account=account))
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise _away("asked for its tombstones", error) from error
+    print(f"added {added} tombstones, {begun} users are being erased again")  # noqa: T201
     return 0
 
 

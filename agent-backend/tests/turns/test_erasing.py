@@ -12,11 +12,11 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from agent_backend.db import erasures, profiles
+from agent_backend.db import erasures, profiles, tombstones
 from agent_backend.db import events as log
 from agent_backend.db import sessions as store
 from agent_backend.db.pool import Database
-from agent_backend.errors import Conflict, LeaseLost, NotFound
+from agent_backend.errors import Conflict, LeaseLost, MigrationError, NotFound
 from agent_backend.turns.machine import Machine
 from agent_backend.turns.retention import Housekeeper, Retention
 from agent_backend.turns.versions import DeviceTool
@@ -189,19 +189,35 @@ async def test_an_erasure_that_was_interrupted_is_finished_by_whoever_comes_next
 
 
 async def test_after_a_restore_what_has_come_back_is_erased_again(
-    database: Database, owner: asyncpg.Connection
+    database: Database, database_url: str, owner: asyncpg.Connection
 ) -> None:
     user, neighbour = uuid4(), uuid4()
     receipt = (await begin(database, user)).receipt
     await finish(database, receipt)
+    dump = await tombstones.dump(database_url)
+    assert str(user) not in dump.decode()
+    # Back to a time before the erasure.
+    await owner.execute("DELETE FROM myhealth.erasures")
     await plant(owner, user)
     await plant(owner, neighbour)
     before = await rows_of(owner, neighbour)
-    assert await owner.fetchval("SELECT myhealth.reopen_erasures(false)") == 1
-    assert await owner.fetchval("SELECT myhealth.reopen_erasures(false)") == 0
+    assert await tombstones.load(database_url, dump, account=False) == (1, 1)
+    assert await tombstones.load(database_url, dump, account=False) == (0, 0)
     await finish(database, receipt)
     assert await traces(owner, str(user), canary(user)) == {}
     assert await rows_of(owner, neighbour) == before
+
+
+async def test_tombstones_of_another_deployment_are_refused(
+    database: Database, database_url: str, owner: asyncpg.Connection
+) -> None:
+    dump = await tombstones.dump(database_url)
+    await owner.execute("UPDATE myhealth.erasure_key SET key = sha256('another')")
+    await begin(database, uuid4())
+    with pytest.raises(MigrationError, match="another key"):
+        await tombstones.load(database_url, dump, account=False)
+    with pytest.raises(MigrationError, match="no dump"):
+        await tombstones.load(database_url, b"{}", account=False)
 
 
 # --- versions that clients make ---------------------------------------------------------------------
