@@ -70,7 +70,12 @@ async def test_schemathesis_finds_no_5xx_and_no_undocumented_status(
         *(part for option in options.items() for part in option),
         "--no-color",
         cwd=tmp_path,
-        env={**os.environ, "SCHEMATHESIS_HOOKS": str(HOOKS), "EXISTING": session},
+        env={
+            **os.environ,
+            "SCHEMATHESIS_HOOKS": str(HOOKS),
+            "EXISTING": session,
+            "ERASED": site.headers("schemathesis-erased")["Authorization"],
+        },
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

@@ -93,7 +93,8 @@ END
 $$;
 
 -- Puts the fence on every table of users' rows that lacks it; a migration that adds one calls this at its end.
--- Rows of a session need none: they are written under the session's lock, and it is gone first.
+-- Rows of a session need none: they are written under the session's lock, and it is gone first. Nor does the ledger:
+-- a reservation holds the session's lock as well, and it is on the way of every model call.
 CREATE FUNCTION myhealth.fence_erased_users() RETURNS void
     LANGUAGE plpgsql SET search_path = myhealth, pg_temp
     AS $$
@@ -102,7 +103,7 @@ DECLARE
 BEGIN
     FOR v_name IN
         SELECT u.name FROM user_tables() u
-        WHERE NOT u.of_session AND NOT EXISTS (
+        WHERE NOT u.of_session AND u.name NOT IN ('model_calls', 'spending') AND NOT EXISTS (
             SELECT FROM pg_trigger t WHERE t.tgrelid = u.name::regclass AND t.tgname = 'refuse_erased')
     LOOP
         EXECUTE format('CREATE TRIGGER refuse_erased AFTER INSERT ON %I REFERENCING NEW TABLE AS added
@@ -117,26 +118,35 @@ SELECT myhealth.fence_erased_users();
 -- What refers to a version, for the collection below and for the foreign key's own check.
 CREATE INDEX sessions_by_version ON myhealth.sessions (agent_version);
 
--- Deletes versions that carry a client's tools and that no session refers to: their texts are users' texts.
--- NULL: all of them that are an hour old (a release before this one registers a version before its session).
+-- Deletes versions that carry a client's tools and that no session refers to: their texts are users' texts. The given
+-- ones are locked before they are looked at: of two that delete a version's last two sessions, the later one must see
+-- that both are gone. NULL: all that are an hour old (an older release registers a version before its session).
 CREATE FUNCTION myhealth.collect_versions(p_hashes bytea[], p_limit integer) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = myhealth, pg_temp
     AS $$
 DECLARE
     v_hash bytea;
+    v_rows integer;
     v_count integer := 0;
 BEGIN
+    IF p_hashes IS NULL THEN
+        p_hashes := ARRAY(
+            SELECT v.hash FROM agent_versions v
+            WHERE v.frozen ->> 'device_tools' IS NOT NULL AND v.created_at < now() - interval '1 hour'
+              AND NOT EXISTS (SELECT FROM sessions s WHERE s.agent_version = v.hash)
+            LIMIT p_limit);
+    END IF;
     FOR v_hash IN
         SELECT v.hash FROM agent_versions v
-        WHERE v.frozen ->> 'device_tools' IS NOT NULL
-          AND (v.hash = ANY (p_hashes) OR (p_hashes IS NULL AND v.created_at < now() - interval '1 hour'))
-          AND NOT EXISTS (SELECT FROM sessions s WHERE s.agent_version = v.hash)
-        ORDER BY v.hash LIMIT p_limit FOR UPDATE OF v SKIP LOCKED
+        WHERE v.hash = ANY (p_hashes) AND v.frozen ->> 'device_tools' IS NOT NULL
+        ORDER BY v.hash FOR UPDATE
     LOOP
-        -- Looked at again under the lock, which a new session's foreign key needs as well.
+        -- A new statement, so it sees what was committed while the lock was waited for. A new session's foreign key
+        -- needs that lock as well.
         DELETE FROM agent_versions v
             WHERE v.hash = v_hash AND NOT EXISTS (SELECT FROM sessions s WHERE s.agent_version = v.hash);
-        v_count := v_count + 1;
+        GET DIAGNOSTICS v_rows = ROW_COUNT;
+        v_count := v_count + v_rows;
     END LOOP;
     RETURN v_count;
 END
@@ -219,7 +229,7 @@ BEGIN
     DELETE FROM sessions s WHERE s.id = ANY (p_sessions);
     GET DIAGNOSTICS v_rows = ROW_COUNT;
     v_counts := add_counts(v_counts, jsonb_build_object('sessions', v_rows));
-    RETURN add_counts(v_counts, jsonb_build_object('agent_versions', collect_versions(v_versions, 1000000)));
+    RETURN add_counts(v_counts, jsonb_build_object('agent_versions', collect_versions(v_versions, NULL)));
 END
 $$;
 
@@ -251,6 +261,7 @@ DECLARE
     v_name text;
     v_rows bigint;
     v_counts jsonb := '{}';
+    v_orphans boolean;
 BEGIN
     o_sessions := '{}';
     -- Who works on the same erasure comes after us, and finds what we have left.
@@ -265,6 +276,12 @@ BEGIN
     IF cardinality(o_sessions) > 0 THEN
         v_counts := delete_sessions(o_sessions);
     ELSE
+        -- What the user's last calls may have cost counts in the budgets of all before the calls go. Their sessions
+        -- are gone, so they are orphans; the ledger may be older or younger than this.
+        v_orphans := to_regprocedure('myhealth.charge_orphan()') IS NOT NULL;
+        WHILE v_orphans LOOP
+            EXECUTE 'SELECT myhealth.charge_orphan() IS NOT NULL' INTO v_orphans;
+        END LOOP;
         PERFORM health_lock(v_user, true);
         o_done := true;
         FOR v_name IN SELECT u.name FROM user_tables() u

@@ -56,7 +56,7 @@ async def plant(owner: asyncpg.Connection, user: UUID, rows: int = 3) -> None:
         columns = await owner.fetch(
             "SELECT attname AS name, format_type(atttypid, NULL) AS type FROM pg_attribute"
             " WHERE attrelid = ('myhealth.' || $1)::regclass AND attnum > 0 AND NOT attisdropped"
-            " AND attgenerated = ''",
+            " AND attgenerated = '' AND attidentity = ''",
             table,
         )
         key = await owner.fetch(
@@ -73,7 +73,7 @@ async def plant(owner: asyncpg.Connection, user: UUID, rows: int = 3) -> None:
         for n in range(1, count + 1):
             # One statement for all: the canary also stands in it where a table has no text of its own.
             await owner.execute(
-                f'INSERT INTO myhealth."{table}" ({names}) OVERRIDING SYSTEM VALUE'
+                f'INSERT INTO myhealth."{table}" ({names})'
                 f" SELECT {values} FROM (SELECT $1::text, $2::int, $3::uuid) _",
                 canary(user),
                 n,

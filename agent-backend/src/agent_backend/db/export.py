@@ -59,6 +59,10 @@ INTERNAL: dict[str, dict[str, str]] = {
         "start_n": "a position in the event log",
         "attempts": "how often a server had to begin again",
     },
+    "model_calls": {
+        "epoch": "counts the owners of the session",
+        "machine": "which process made the call",
+    },
     "segments": {
         "first": "part of each event's cursor",
         "last": "part of each event's cursor",

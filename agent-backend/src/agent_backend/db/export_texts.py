@@ -7,6 +7,12 @@ ABOUT: dict[str, dict[str, str]] = {
         "": "Tools that your app has declared for its conversations.",
         "hash": "what `agent_version` of sessions refers to",
     },
+    "consents": {
+        "": "What you have agreed to, and withdrawn.",
+        "text_hash": "SHA-256 of the text that you were shown",
+        "client": "the app that you agreed in",
+    },
+    "goals": {"": "Your goals."},
     "health_activity_summaries": {"": "Activity rings, one object a day and upload."},
     "health_days": {
         "": "Daily figures that were computed from the samples.",
@@ -22,6 +28,12 @@ ABOUT: dict[str, dict[str, str]] = {
         "content": "blocks, as the model was given them and gave them back",
         "n": "place in the session",
     },
+    "model_calls": {
+        "": "Each time your messages were sent to the model, and what it cost.",
+        "charged": "millionths of a US dollar",
+        "reserved": "millionths of a US dollar",
+        "request_id": "the provider's name for the call",
+    },
     "profiles": {"": "Your profile."},
     "segments": {
         "": "The events that were streamed to your devices; they are deleted after a while.",
@@ -32,6 +44,10 @@ ABOUT: dict[str, dict[str, str]] = {
     "sessions": {
         "": "Your conversations with agents.",
         "agent_version": "which version of the agent (hash)",
+    },
+    "spending": {
+        "": "What your use has cost, by day and month, in millionths of a US dollar.",
+        "agent": "which agent; empty: all of them",
     },
     "tool_calls": {
         "": "What agents asked your devices to do, or asked your permission for, and the answers."
