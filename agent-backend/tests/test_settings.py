@@ -35,6 +35,11 @@ def test_development_needs_only_a_database() -> None:
     assert settings.release == __version__
 
 
+def test_limits_are_on_but_in_development() -> None:
+    assert (read(MINIMAL).limit_factor, read(PRODUCTION).limit_factor) == (0, 1)
+    assert (read(MINIMAL).trust_fly_client_ip, read(PRODUCTION).trust_fly_client_ip) == (False, True)
+
+
 def test_production_takes_its_names_from_fly_and_its_keys_from_supabase() -> None:
     settings = read(PRODUCTION)
     assert (settings.host, settings.app_name, settings.machine_id) == ("::", "coach-prod", "e286")
@@ -60,6 +65,10 @@ def test_production_takes_its_names_from_fly_and_its_keys_from_supabase() -> Non
         ("PORT", "٣٠٠١"),
         ("PORT", "9" * 5000),
         ("METRICS_PORT", "3001"),
+        ("MAX_CONNECTIONS", "15"),
+        ("LIMIT_FACTOR", "-1"),
+        ("LIMIT_FACTOR", "1001"),
+        ("TRUST_FLY_CLIENT_IP", "yes"),
         ("ANTHROPIC_BASE_URL", "api.anthropic.com"),
         ("SUPABASE_URL", "ftp://x"),
         ("JWKS_URL", "gopher://x"),

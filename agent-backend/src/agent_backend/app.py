@@ -46,6 +46,7 @@ from agent_backend.web import (
     usage,
     websocket,
 )
+from agent_backend.web.limits import turns_per_user
 from agent_backend.web.operations import Operation, SocketOperation, routes, unknown_path
 from agent_backend.web.services import Services
 
@@ -151,6 +152,7 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Services:
             global_month=micros(settings.global_usd_per_month),
         ),
         require_birth_year=settings.require_birth_year,
+        max_user_turns=turns_per_user(settings),
         agents=loaded,
         tools=TOOLS,
         engines=engines,

@@ -24,7 +24,7 @@ from uuid import UUID
 
 import msgspec
 
-from agent_backend.errors import Forbidden, Unauthorized, Unavailable
+from agent_backend.errors import ExpiredToken, Forbidden, Unauthorized, Unavailable
 from agent_backend.settings import Secret
 from agent_backend.telemetry import Log
 
@@ -109,19 +109,26 @@ class Authenticator:
         # A key was withdrawn: what it signed must be looked at again.
         self._keys = _Keys(jwks_url, last_known, on_withdrawal=self._verified.clear)
 
+    def known(self, token: str) -> Principal | None:
+        """Return whom a token names that was checked a short while ago; None: it has to be checked."""
+        if len(token) > _MAX_TOKEN or not token.isascii():
+            return None
+        known = self._verified.get(hashlib.sha256(token.encode()).digest())
+        return known.principal if known is not None and time.time() < known.until else None
+
     async def authenticate(self, token: str) -> Principal:
         """Return whom the token names.
 
-        Raises Unauthorized, Forbidden for who has signed in anonymously, or Unavailable while there are no
-        keys to check it with.
+        Raises Unauthorized (ExpiredToken if it once was valid), Forbidden for who has signed in anonymously,
+        or Unavailable while there are no keys to check it with.
         """
+        known = self.known(token)
+        if known is not None:
+            return known
         if len(token) > _MAX_TOKEN or not token.isascii():
             raise _refused()
         now = time.time()
         digest = hashlib.sha256(token.encode()).digest()
-        known = self._verified.get(digest)
-        if known is not None and now < known.until:
-            return known.principal
         principal = await self._verify(token)
         # Not until the token's end: a key that was withdrawn must stop working.
         until = min(principal.expires_at.timestamp() + LEEWAY_SECONDS, now + _KEYS_SECONDS)
@@ -163,7 +170,7 @@ class Authenticator:
             )
             return _principal(claims, time.time())
         except jwt.ExpiredSignatureError:
-            raise Unauthorized("The token has expired.") from None
+            raise ExpiredToken("The token has expired.") from None
         except (jwt.PyJWTError, ValueError, OverflowError, TypeError, RecursionError):
             raise _refused() from None
 

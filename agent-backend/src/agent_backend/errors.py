@@ -82,6 +82,10 @@ class BudgetExceeded(RequestError):
     code = "budget_exceeded"
 
 
+class ExpiredToken(Unauthorized):
+    """The token was ours and is over: its owner has to fetch a new one, and has guessed nothing."""
+
+
 class Forbidden(RequestError):
     """A valid token that may not do this."""
 
@@ -143,14 +147,26 @@ class UnsupportedMediaType(RequestError):
 
 
 class TooManyRequests(RequestError):
-    """A limit is reached; `retry_after` seconds from now it may work."""
+    """A limit is reached; `retry_after` seconds from now it may work.
+
+    `limit` names it; `quota` is how much it allows in how many seconds, where it is a rate.
+    """
 
     status = 429
     code = "too_many_requests"
 
-    def __init__(self, detail: str, *, retry_after: float) -> None:
+    def __init__(
+        self,
+        detail: str,
+        *,
+        retry_after: float,
+        limit: str | None = None,
+        quota: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
+        self.limit = limit
+        self.quota = quota
 
 
 class Unavailable(RequestError):

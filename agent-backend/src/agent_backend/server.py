@@ -10,6 +10,7 @@ import asyncio
 import gc
 import select
 import signal
+import time
 from collections.abc import Sequence
 from socket import socket
 from types import FrameType
@@ -27,6 +28,7 @@ from agent_backend.web.connections import HttpConnection, SocketConnection
 from agent_backend.web.services import Services
 
 _LAST_LOOK_SECONDS = 0.03
+_HALVES_SECONDS = 2.0
 _CLOSE_SECONDS = 5
 """What connections get to close after the drain."""
 _MAX_FRAME = 64 * 1024
@@ -44,6 +46,8 @@ class Server(uvicorn.Server):
     _sleeping: asyncio.Task[None] | None = None
     _listening: Sequence[socket] = ()
     _asleep = False
+    _halves_since: float | None = None
+    """Since when only halves of heads have been in the way of sleep."""
 
     @property
     def services(self) -> Services:
@@ -87,9 +91,27 @@ class Server(uvicorn.Server):
         for connection in list(self.server_state.connections):
             if isinstance(connection, HttpConnection):
                 connection.close_if_idle()
-        return not self.server_state.tasks and not any(
-            not each.transport.is_closing() for each in self.server_state.connections
-        )
+        still = [each for each in self.server_state.connections if not each.transport.is_closing()]
+        if not still or self.server_state.tasks:
+            self._halves_since = None
+            return not self.server_state.tasks
+        halves = [each for each in still if isinstance(each, HttpConnection) and each.half]
+        if len(halves) < len(still) or not self._tired_of_halves():
+            return False
+        for each in halves:
+            each.turn_away()
+        return True
+
+    def _tired_of_halves(self) -> bool:
+        """Whether nothing but halves of heads has kept us awake for a while.
+
+        Strangers can keep some coming for ever; the proxy never sends any. A client that reaches us directly
+        and whose head is cut in two at this very moment is told to come again.
+        """
+        now, used = time.monotonic(), self.services.last_used
+        if self._halves_since is None or self._halves_since < used:
+            self._halves_since = now
+        return now - self._halves_since >= _HALVES_SECONDS
 
     def _leave(self) -> bool:
         """Stop listening and end, unless a connection is waiting to be accepted.

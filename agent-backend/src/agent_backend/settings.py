@@ -124,6 +124,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What all users' model calls together may cost."""
     global_usd_per_month: Decimal
     max_body_bytes: int
+    max_connections: int
+    """Open at once; the process's limit of descriptors may make it fewer."""
+    limit_factor: float
+    """Multiplies what a user and an address may do (web/limits.py); 0: nothing is counted."""
+    trust_fly_client_ip: bool
+    """Whether Fly-Client-IP is believed, from a private address."""
     log_level: LogLevel
 
 
@@ -165,6 +171,10 @@ VARIABLES: dict[str, str] = {
     "GLOBAL_USD_PER_DAY": "0.01 to 1000000, of all users together (default 20, in development 10000)",
     "GLOBAL_USD_PER_MONTH": "0.01 to 1000000 (default 200, in development 100000)",
     "MAX_BODY_BYTES": "1024 to 33554432 (default 1048576)",
+    "MAX_CONNECTIONS": "open at once, 16 to 100000; fewer if descriptors are few (default 3000)",
+    "LIMIT_FACTOR": "0 to 1000: multiplies all limits per user and address, 0 is none (default 1, in "
+    "development 0)",
+    "TRUST_FLY_CLIENT_IP": "on | off: believe Fly-Client-IP (default on where FLY_APP_NAME is set)",
     "LOG_LEVEL": "debug | info | warning | error (default info)",
 }
 
@@ -257,7 +267,7 @@ class _Reader:
         if value is None:
             return default
         if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value):
-            self.wrong(name, f"is {self.shown(value, 40)}, which is not a number of seconds")
+            self.wrong(name, f"is {self.shown(value, 40)}, which is not a number")
             return default
         if not low <= float(value) <= high:
             self.wrong(name, f"is {value}, which is not from {low:g} to {high:g}")
@@ -274,6 +284,10 @@ class _Reader:
         if not Decimal("0.01") <= Decimal(value) <= 1_000_000:
             self.wrong(name, f"is {value}, which is not from 0.01 to 1000000")
         return Decimal(value)
+
+    def switch(self, name: str, default: bool) -> bool:  # noqa: FBT001 - the setting's own value
+        found: Literal["on", "off"] = self.one_of(name, "on" if default else "off", ("on", "off"))
+        return found == "on"
 
     def url(self, name: str, default: str | None, *schemes: str, secret: bool = False) -> str | None:
         value = self.get(name)
@@ -396,6 +410,9 @@ def _read(reader: _Reader) -> Settings:
         global_usd_per_day=reader.usd("GLOBAL_USD_PER_DAY", 10_000 if development else 20),
         global_usd_per_month=reader.usd("GLOBAL_USD_PER_MONTH", 100_000 if development else 200),
         max_body_bytes=reader.number("MAX_BODY_BYTES", 1024 * 1024, 1024, 32 * 1024 * 1024),
+        max_connections=reader.number("MAX_CONNECTIONS", 3000, 16, 100_000),
+        limit_factor=reader.seconds("LIMIT_FACTOR", 0 if development else 1, 0, 1000),
+        trust_fly_client_ip=reader.switch("TRUST_FLY_CLIENT_IP", reader.get("FLY_APP_NAME") is not None),
         log_level=reader.one_of("LOG_LEVEL", "info", _LOG_LEVELS),
     )
 

@@ -218,6 +218,8 @@ class Metrics:
         """(global_day or global_month, spent, reserved or left) -> micro-dollars, of all machines."""
         self.db_pool_in_use: Callable[[], int] = lambda: 0
         """Asked at each scrape; the app sets it once the pool is open."""
+        self.limited: defaultdict[str, int] = defaultdict(int)
+        """limit -> what was refused or, for streams and connections, cut because of it."""
         self.suspends = 0
         """How often this process had its machine suspended."""
         self.thaws = 0
@@ -252,6 +254,7 @@ def _counters(of: Metrics) -> Iterable[tuple[str, str, Sequence[Sample]]]:
     yield "ledger_orphans", "Model calls charged for who did not close them", [({}, of.orphans_charged)]
     yield "ledger_over_reserved", "Model calls beyond their worst case", [({}, of.over_reserved)]
     yield "over_budget", "Model calls not made", [({"scope": s}, n) for s, n in of.over_budget.items()]
+    yield "limited", "Refused by a limit", [({"limit": limit}, n) for limit, n in of.limited.items()]
     yield "suspends", "Times this process had its machine suspended", [({}, of.suspends)]
     yield "thaws", "Times this process had stood still", [({}, of.thaws)]
     yield "model_cost_usd", "Price of the model calls", [({}, of.model_cost_usd_micros / 1e6)]

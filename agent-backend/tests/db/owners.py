@@ -40,6 +40,7 @@ class Owner:
         on_busy: str | None = None,
         live: bool = False,
         dead: list[UUID] | None = None,
+        max_user_turns: int | None = None,
     ) -> tuple[UUID, store.Accepted]:
         turn_id = turn or uuid4()
         accepted = await store.accept(
@@ -56,6 +57,7 @@ class Owner:
             live=live,
             dead=dead or [],
             max_queue=5,
+            max_user_turns=max_user_turns,
         )
         return turn_id, accepted
 

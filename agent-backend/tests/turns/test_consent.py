@@ -103,7 +103,7 @@ async def test_no_tool_runs_when_its_consent_went_while_the_model_spoke(
 async def test_a_turn_that_waited_in_the_queue_is_refused_in_the_users_language(fleet: Fleet) -> None:
     machine = await fleet.machine()
     session = await fleet.session(machine)
-    german = profiles.Profile(locale="de-DE")
+    german = profiles.ProfilePut(locale="de-DE")
     await profiles.write(machine.database, fleet.user, german, dt.datetime.now(dt.UTC))
     await fleet.send(machine, session, "[[emulator: tokens=3 delay_ms=100]]")
     second = await fleet.send(machine, session, "[[emulator: tokens=3]]")

@@ -69,11 +69,11 @@ async def test_what_was_inserted_before_the_tombstone_is_seen_and_what_comes_aft
         await upload(database, user, quantity("steps", "2026-01-05T10:00", "2026-01-05T10:05", 10))
     assert getattr(refusal.value, "sqlstate", None) == "MH410"
     # What is there is changed once more, and goes.
-    await profiles.write(database, user, profiles.Profile(), dt.datetime.now(dt.UTC))
+    await profiles.write(database, user, profiles.ProfilePut(), dt.datetime.now(dt.UTC))
     assert await finish(database, receipt) == 1
     assert await traces(owner, str(user)) == {}
     with pytest.raises(asyncpg.PostgresError):
-        await profiles.write(database, user, profiles.Profile(), dt.datetime.now(dt.UTC))
+        await profiles.write(database, user, profiles.ProfilePut(), dt.datetime.now(dt.UTC))
 
 
 async def test_an_owner_finds_its_session_gone_and_writes_nothing_back(

@@ -255,12 +255,11 @@ async def opened(wire: Wire) -> Wire:
 @pytest.mark.parametrize(
     "more",
     [
-        [f"X-{n}: a" for n in range(200)],
         ["X: " + "a" * 10_000],
         ["Content-Length: 5"],
         ["Transfer-Encoding: chunked"],
     ],
-    ids=["many headers", "long header", "body", "chunks"],
+    ids=["long header", "body", "chunks"],
 )
 async def test_a_handshake_that_cannot_be_read_is_answered(
     more: list[str], settings: Settings, connect: Connect
@@ -279,14 +278,14 @@ async def test_who_reads_no_pongs_is_cut(
     assert await wire.send_until_cut(piece, 200 * READ) < 150 * READ
 
 
-async def test_who_reads_its_pongs_may_ping_as_much_as_it_likes(settings: Settings, connect: Connect) -> None:
+async def test_who_reads_its_pongs_may_ping_a_lot_and_is_cut_when_it_does_nothing_else(
+    settings: Settings, connect: Connect
+) -> None:
     wire = await opened(await connect(handshake(settings)))
-    pongs = 0
-    for _ in range(20):
-        wire.writer.write(frame(9, b"x" * 125) * 500)
-        async with asyncio.timeout(PATIENCE):
-            pongs += len(await wire.reader.readexactly(127 * 500)) // 127
-    assert pongs == 10_000
+    wire.writer.write(frame(9, b"x" * 125) * connections.PINGS_BURST)
+    async with asyncio.timeout(PATIENCE):
+        await wire.reader.readexactly(127 * connections.PINGS_BURST)
+    assert await wire.send_until_cut(frame(9, b"x" * 125) * 500, 100 * READ) < 60 * READ
 
 
 def test_a_frame_that_breaks_the_rules_behind_a_bad_one_is_no_fault_of_ours(

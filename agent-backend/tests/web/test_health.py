@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import asyncpg
 import pytest
 
 from agent_backend.app import create_app
+from agent_backend.db.migrate import verify
 from agent_backend.settings import Settings
+from agent_backend.web import health
 from agent_backend.web.services import Services
 
 from .serving import serving, settings_for
@@ -79,6 +83,7 @@ async def test_readiness_names_what_is_missing_and_liveness_does_not_care(settin
 
         async with http.get("/readyz") as response:
             assert response.status == 200
+        services.ready_at = float("-inf")  # a good answer is kept for a moment
 
         await owner.close()
         await services.database.close()
@@ -89,3 +94,27 @@ async def test_readiness_names_what_is_missing_and_liveness_does_not_care(settin
         assert await not_ready(http) == "database"
         async with http.get("/livez") as response:
             assert response.status == 200
+
+
+async def test_a_flood_of_readiness_checks_is_no_flood_of_queries(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = 0
+
+    async def counted(connection: Any, environment: str, app_name: str) -> None:
+        nonlocal queries
+        queries += 1
+        await verify(connection, environment, app_name)
+
+    monkeypatch.setattr(health, "verify", counted)
+    monkeypatch.setattr(health, "_FRESH_SECONDS", 60)
+    async with running(settings) as (http, services):
+
+        async def ask() -> int:
+            async with http.get("/readyz") as response:
+                return response.status
+
+        assert set(await asyncio.gather(*(ask() for _ in range(50)))) == {200}
+        assert queries == 1
+        services.dozing = True
+        assert await ask() == 503  # what we know ourselves is never old

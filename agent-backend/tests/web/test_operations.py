@@ -298,7 +298,7 @@ async def test_a_client_that_goes_away_while_sending_gets_no_answer_and_is_count
     ("what", "status", "header"),
     [
         ("conflict", 409, {}),
-        ("busy", 429, {"Retry-After": "7"}),
+        ("busy", 429, {"Retry-After": "8"}),
         ("away", 503, {"Retry-After": "1"}),
         ("os", 503, {"Retry-After": "1"}),
         ("timeout", 503, {"Retry-After": "1"}),

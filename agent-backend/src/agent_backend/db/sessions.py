@@ -28,7 +28,7 @@ _ACCEPT = (
     "SELECT r.status, r.state, r.owner, r.started, r.missing, r.cursor_epoch, r.cursor_n, "
     + CLAIM_COLUMNS.format("r.claim")
     + " FROM accept_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,"
-    + " p_consents => $13, p_limits => $14) r"
+    + " p_consents => $13, p_limits => $14, p_max_user_turns => $15) r"
 )
 _CANCEL = (
     "SELECT r.status, r.state, r.owner, "
@@ -226,6 +226,7 @@ async def accept(
     max_queue: int,
     consents: str | None = None,
     limits: str | None = None,
+    max_user_turns: int | None = None,
 ) -> Accepted:
     """Accept a turn; the session is claimed and the turn begun in the same call where possible.
 
@@ -248,6 +249,7 @@ async def accept(
         max_queue,
         consents,
         limits,
+        max_user_turns,
     )
     assert row is not None
     status, state, owner, started, missing, epoch, n, *claim = row

@@ -34,7 +34,8 @@ MAX_QUEUE = 16
 class Commands:
     """Carries out requests.
 
-    `dead` tells which machines are known to be gone; `sweep_soon` has this machine look for work at once.
+    `dead` tells which machines are known to be gone; `sweep_soon` has this machine look for work at once;
+    `max_user_turns` bounds a user's unfinished turns over all sessions and machines; None is no bound.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Commands:
         dead: Callable[[], list[UUID]],
         sweep_soon: Callable[[], None],
         spending: Spending,
+        max_user_turns: int | None = None,
     ) -> None:
         self._database = database
         self._incarnation = incarnation
@@ -63,6 +65,7 @@ class Commands:
         self._dead = dead
         self._sweep_soon = sweep_soon
         self._spending = spending
+        self._max_user_turns = max_user_turns
 
     async def put_session(
         self,
@@ -132,6 +135,7 @@ class Commands:
                 max_queue=MAX_QUEUE,
                 consents=self._consents.required("model_call"),
                 limits=self._spending.limits,
+                max_user_turns=self._max_user_turns,
             )
             if accepted.status == "created":
                 self._consents.note_given(user_id, "model_call", asked)
@@ -284,7 +288,11 @@ def _raise_for(status: str) -> None:
         case "busy":
             raise Conflict("A turn is running, and on_busy is 'reject'.")
         case "queue_full":
-            raise TooManyRequests("Too many turns are waiting in this session.", retry_after=5)
+            raise TooManyRequests("Too many turns are waiting in this session.", retry_after=5, limit="queue")
+        case "too_many_turns":
+            raise TooManyRequests(
+                "Too many of your turns are not finished yet.", retry_after=5, limit="concurrent_turns"
+            )
         case scope if scope in SCOPES:
             raise refuse(scope)
         case _:

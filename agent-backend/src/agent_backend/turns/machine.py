@@ -56,6 +56,7 @@ class Machine:
         call_seconds: float = 120,
         limits: Limits | None = None,
         require_birth_year: bool = False,
+        max_user_turns: int | None = None,
         agents: Mapping[str, Agent],
         tools: Mapping[str, Tool],
         engines: Mapping[str, Engine],
@@ -114,6 +115,7 @@ class Machine:
             dead=lambda: self._recovery.dead,
             sweep_soon=self._recovery.sweep_soon,
             spending=self._spending,
+            max_user_turns=max_user_turns,
         )
         self._eraser = Eraser(database, accounts, gone=self._gone, forget=self._forget)
         self._housekeeper = Housekeeper(

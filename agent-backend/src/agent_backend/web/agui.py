@@ -74,6 +74,7 @@ class RunAgentInput(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     "/v1/agui/{agent}",
     summary="Run an agent over AG-UI",
     tag="agui",
+    limit="turns",
     body=RunAgentInput,
     stream=EventStream("The run's events.", agui.Event),
     problems=(402, 403, 404, 409, 429),

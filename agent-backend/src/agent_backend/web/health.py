@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import datetime
+from functools import partial
 from typing import Literal
 
 import msgspec
@@ -19,6 +21,7 @@ from agent_backend.web.services import Services
 
 _CHECK_SECONDS = 2
 """Less than the interval and the timeout of Fly's checks."""
+_FRESH_SECONDS = 0.1
 
 log = Log("health")
 
@@ -78,8 +81,30 @@ async def readyz(call: Call[None, None]) -> Response:
         raise _not_ready("draining", "this machine is about to stop")
     if call.services.dozing:
         raise _not_ready("dozing", "this machine is about to sleep, and stays if a request comes")
-    await _check_database(call.services)
+    await _database_ready(call.services)
     return reply(Ready())
+
+
+async def _database_ready(services: Services) -> None:
+    """Check the database, once for all who ask meanwhile or in the next moment.
+
+    This path needs no token and has no limit, because the proxy's checks must not be starved: so a flood
+    of it must not become a flood of queries. Only a good answer is kept.
+    """
+    if time.monotonic() - services.ready_at < _FRESH_SECONDS:
+        return
+    checking = services.checking
+    if checking is None:
+        checking = services.checking = asyncio.create_task(_check_database(services))
+        checking.add_done_callback(partial(_checked, services))
+    # Whoever asked first may go away: the others still wait.
+    await asyncio.shield(checking)
+
+
+def _checked(services: Services, checking: asyncio.Task[None]) -> None:
+    services.checking = None
+    if not checking.cancelled() and checking.exception() is None:
+        services.ready_at = time.monotonic()
 
 
 async def _check_database(services: Services) -> None:

@@ -53,6 +53,11 @@ _PROBLEM_HEADERS = {
     429: ("Retry-After", "seconds"),
     503: ("Retry-After", "seconds"),
 }
+_RATE_HEADERS = {
+    "RateLimit-Policy": "the rate that is used up: how much (q) in how many seconds (w)",
+    "RateLimit": "what is left of it (r), and in how many seconds there is more (t)",
+}
+"""Of a 429 for a rate: draft-ietf-httpapi-ratelimit-headers."""
 
 
 def document(operations: Sequence[Operation], sockets: Sequence[SocketOperation]) -> dict[str, Any]:
@@ -111,7 +116,7 @@ class _Builder:
             result["description"] = op.about["description"]
         result["responses"] = {
             "101": {"description": "The socket is open."},
-            **self._refer((401, 403, 426, 503)),
+            **self._refer((401, 403, 426, 429, 503)),
         }
         result["security"] = _SECURITY
         result["x-websocket"] = {
@@ -200,7 +205,7 @@ def _problems(op: Operation) -> set[int]:
     about: About = op.about
     statuses = set(about.get("problems", ()))
     if op.auth:
-        statuses |= {401, 403, 410, 503}
+        statuses |= {401, 403, 410, 429, 503}
     if op.body is not None:
         statuses |= {400, 408, 413, 415, 422}
     if op.query is not None:
@@ -217,7 +222,10 @@ def _problem(status: int) -> dict[str, Any]:
     }
     if status in _PROBLEM_HEADERS:
         name, text = _PROBLEM_HEADERS[status]
-        result["headers"] = {name: {"description": text, "schema": {"type": "string"}}}
+        named = {name: text, **(_RATE_HEADERS if status == 429 else {})}
+        result["headers"] = {
+            name: {"description": text, "schema": {"type": "string"}} for name, text in named.items()
+        }
     return result
 
 

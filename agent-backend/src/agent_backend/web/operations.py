@@ -30,13 +30,23 @@ from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from agent_backend.auth import Principal, bearer
-from agent_backend.errors import FieldError, InvalidRequest, NotFound, RequestTimeout, Unauthorized
+from agent_backend.errors import (
+    ExpiredToken,
+    FieldError,
+    InvalidRequest,
+    NotFound,
+    RequestTimeout,
+    Unauthorized,
+)
 from agent_backend.telemetry import Log, metrics
 from agent_backend.turns.committer import CONNECTION_TROUBLE
 from agent_backend.web.danger import danger
+from agent_backend.web.limits import Limit
 from agent_backend.web.problems import Broken, MethodNotAllowed, UpgradeRequired, respond, translate
 from agent_backend.web.requests import (
     ClientGone,
+    Held,
+    NoRoom,
     TooLargeToDrain,
     clean_text,
     decode_json,
@@ -85,6 +95,10 @@ class About(TypedDict, total=False):
     auth: bool
     max_body: int
     """Bytes; the setting MAX_BODY_BYTES if not given."""
+    limit: Limit
+    """What it counts as, for its user; if not given, GET `reads`, everything else `writes`."""
+    cost: float
+    """How many of it; 1 if not given."""
     strict_text: bool
     """False: control characters in strings of the body are the handler's business."""
 
@@ -128,14 +142,35 @@ class _Exchange:
             raise Unauthorized("There is more than one Authorization header.")
         return bearer(given[0].decode("latin-1") if given else None)
 
-    async def admit(self, token: str) -> None:
-        """Check the token and remember whom it names. Raises Unauthorized, Forbidden, Unavailable."""
-        self._principal = await self.services.authenticator.authenticate(token)
-        await self.services.begin()
+    async def admit(self, token: str, limit: Limit, cost: float = 1.0) -> None:
+        """Check the token and remember whom it names; what is refused keeps nobody awake.
+
+        Raises Unauthorized, Forbidden, Unavailable, TooManyRequests.
+        """
+        services = self.services
+        principal = services.authenticator.known(token) or await self.check(token)
+        services.limits.take(limit, principal.user_id, cost)
+        services.limits.begin(principal.user_id)
+        self._principal = principal
+        self.scope["user_id"] = principal.user_id
+        await services.begin()
+
+    async def check(self, token: str) -> Principal:
+        """Check a token that is not known; its address pays for it. Raises as `admit`."""
+        limits = self.services.limits
+        limits.meet(self.scope)
+        try:
+            return await self.services.authenticator.authenticate(token)
+        except ExpiredToken:
+            raise
+        except Unauthorized:
+            limits.mistrust(self.scope)
+            raise
 
     def leave(self) -> None:
         """End what `admit` began, if it did."""
         if self._principal is not None:
+            self.services.limits.end(self._principal.user_id)
             self.services.end()
 
 
@@ -233,6 +268,14 @@ class Operation:
         return self.about.get("auth", True)
 
     @cached_property
+    def limit(self) -> Limit:
+        """What it counts as, for its user."""
+        return self.about.get("limit", "reads" if self.method == "GET" else "writes")
+
+    def _streams(self, call: Call[Any, Any]) -> bool:
+        return "stream" in self.about and ("replies" not in self.about or call.accepts_events())
+
+    @cached_property
     def decoder(self) -> msgspec.json.Decoder[Any]:
         """The body's decoder, made at the first use: making all of them would delay the boot."""
         return msgspec.json.Decoder(self.body)
@@ -255,14 +298,21 @@ class Operation:
 
     async def _run(self, call: Call[Any, Any], receive: Receive) -> Response:
         if self.auth:
-            await call.admit(call.bearer())
+            await call.admit(call.bearer(), self.limit, self.about.get("cost", 1.0))
+            if self._streams(call):
+                call.services.limits.admit_stream(call.scope)
         if self.query is not None:
             call.query = decode_query(call.scope["query_string"], self.query)
-        if self.body is not None:
-            require_json(call.scope)
-            limit = self.about.get("max_body") or call.services.settings.max_body_bytes
-            body = await read_body(call.scope, receive, limit)
+        if self.body is None:
+            return await self._handle(call)
+        require_json(call.scope)
+        limit = self.about.get("max_body") or call.services.settings.max_body_bytes
+        with Held(call.services.room, call.scope.get("user_id")) as held:
+            body = await read_body(call.scope, receive, limit, held)
             call.body = decode_json(body, self.decoder, strict_text=self.about.get("strict_text", True))
+            return await self._handle(call)
+
+    async def _handle(self, call: Call[Any, Any]) -> Response:
         try:
             return await self.handler(call)
         except CONNECTION_TROUBLE:
@@ -281,7 +331,7 @@ class Operation:
         if call.said is not None:
             known.safety = await danger(call.services, call.user_id, call.said, known, call.header)
         response = respond(known, call.request_id)
-        if isinstance(known, (TooLargeToDrain, RequestTimeout)):
+        if isinstance(known, (TooLargeToDrain, RequestTimeout, NoRoom)):
             response.raw_headers.append((b"connection", b"close"))
         _finish(response, call.request_id)
         await response(call.scope, receive, sending)
@@ -383,7 +433,8 @@ class SocketOperation:
         call = SocketCall(websocket)
         status = 101
         try:
-            await call.admit(call.token())
+            await call.admit(call.token(), "reads")
+            call.services.limits.admit_stream(call.scope)
             await self.handler(call)
         except WebSocketDisconnect:
             pass

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 
 import asyncpg
 import msgspec
+from msgspec.structs import replace
 from starlette.responses import Response
 
 from agent_backend.errors import (
@@ -110,6 +112,10 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     resets_at: dt.datetime | None = None
     """When that budget is fresh again."""
     safety: ProblemSafety | None = None
+    limit: str | None = None
+    """Which limit is reached, of a 429."""
+    retry_after: int | None = None
+    """Seconds, of a 429."""
 
 
 _encode = msgspec.json.Encoder().encode
@@ -159,7 +165,28 @@ def respond(error: RequestError, request_id: str) -> Response:
         **error.members,  # pyright: ignore[reportArgumentType] - each error knows what it adds
         safety=None if error.safety is None else ProblemSafety(*error.safety),
     )
+    if isinstance(error, TooManyRequests):
+        problem = replace(problem, limit=error.limit, retry_after=seconds(error.retry_after))
     return Response(_encode(problem), error.status, _headers(error), MEDIA_TYPE)
+
+
+def _limit_headers(error: TooManyRequests) -> dict[str, str]:
+    """Return Retry-After and, for a rate, draft-ietf-httpapi-ratelimit-headers' fields.
+
+    `t` names the moment that Retry-After names, as the draft asks for.
+    """
+    wait = seconds(error.retry_after)
+    headers = {"Retry-After": str(wait)}
+    if error.limit is not None and error.quota is not None:
+        burst, window = error.quota
+        headers["RateLimit-Policy"] = f'"{error.limit}";q={burst};w={window}'
+        headers["RateLimit"] = f'"{error.limit}";r=0;t={wait}'
+    return headers
+
+
+def seconds(wait: float) -> int:
+    """Return a Retry-After: whole seconds, never too few."""
+    return max(1, math.ceil(wait))
 
 
 def _headers(error: RequestError) -> dict[str, str]:
@@ -167,7 +194,7 @@ def _headers(error: RequestError) -> dict[str, str]:
         case Unauthorized():
             return {"WWW-Authenticate": 'Bearer realm="myhealth"'}
         case TooManyRequests():
-            return {"Retry-After": str(max(1, round(error.retry_after)))}
+            return _limit_headers(error)
         case Unavailable():
             return {"Retry-After": str(_RETRY_AFTER_SECONDS)}
         case UpgradeRequired():

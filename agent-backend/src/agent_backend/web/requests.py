@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any, TypeAlias, TypeVar
+from itertools import islice
+from typing import Any, Self, TypeAlias, TypeVar
 from urllib.parse import parse_qsl
+from uuid import UUID
 
 import msgspec
 from starlette.types import Receive, Scope
@@ -20,6 +23,7 @@ from agent_backend.errors import (
     MalformedRequest,
     PayloadTooLarge,
     RequestTimeout,
+    Unavailable,
     UnsupportedMediaType,
 )
 
@@ -27,6 +31,10 @@ T = TypeVar("T")
 
 BODY_SECONDS = 60.0
 """What a client has to send a body in: 8 MiB at the uplink of a poor phone connection."""
+GRACE_SECONDS = 10.0
+MIN_BYTES_PER_SECOND = 1024
+"""What a body has to come at after the grace, on average: far below what a poor connection does."""
+SMALL_BODY = 64 * 1024
 DRAIN_BYTES = 32 * 1024 * 1024
 _DRAIN_SECONDS = 10
 
@@ -35,7 +43,15 @@ _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _SUSPECT = re.compile(rb"\\(?:u00[017]|[bf])|\x7f")
 """How such a character can stand in a body that is valid JSON."""
 _MOST_ITEMS = 10_000
-"""The index of a wrong item is looked for among so many."""
+_MOST_INDEXED = 2 * 1024 * 1024
+"""The index of a wrong item is looked for among so many, in a body of so many bytes."""
+_NUMERALS = bytes.maketrans(b"123456789E", b"000000000e")
+_EXTREME = re.compile(rb"e[+-]?000+(?=[,\]}\s]|\Z)")
+_MOST_EXTREME = 50
+_LONG_NUMERAL = b"0" * 400
+_SMALL = 4096
+"""A number such as 1e308 takes msgspec 17 us for its five bytes, a usual one 0.03 us; one of thousands of
+digits a quarter of a millisecond. No field of ours has use for them; text that reads so by chance has few."""
 _Place: TypeAlias = "tuple[_Place, str | int] | None"
 """Where a value stands: its parent's place, and its key or index there; None for the root."""
 _AT_PATH = re.compile(r"^(?P<reason>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)
@@ -43,6 +59,58 @@ _AT_PATH = re.compile(r"^(?P<reason>.*) - at `(?P<path>[^`]*)`$", re.DOTALL)
 
 class ClientGone(Exception):
     """The client went away while it was sending."""
+
+
+class NoRoom(Unavailable):
+    """Too many bodies are being read or worked on; this one was not read, so its connection is closed."""
+
+
+class Room:
+    """How many bytes of bodies may be in memory, over all requests that are read or worked on.
+
+    A user gets a quarter of it, and a body alone always has room. Small bodies are let through: messages must
+    not wait for uploads, and how many requests a user has at once is bounded elsewhere.
+    """
+
+    __slots__ = ("by_user", "held", "most")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.held = 0
+        self.by_user: defaultdict[UUID | None, int] = defaultdict(int)
+
+
+class Held:
+    """What one request takes of the room, until the block ends."""
+
+    __slots__ = ("_bytes", "_room", "_user_id")
+
+    def __init__(self, room: Room, user_id: UUID | None = None) -> None:
+        self._room = room
+        self._user_id = user_id
+        self._bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._room.held -= self._bytes
+        self._room.by_user[self._user_id] -= self._bytes
+        if not self._room.by_user[self._user_id]:
+            del self._room.by_user[self._user_id]
+
+    def grow(self, count: int) -> None:
+        """Take more. Raises NoRoom."""
+        room = self._room
+        self._bytes += count
+        room.held += count
+        room.by_user[self._user_id] += count
+        if self._bytes <= SMALL_BODY:
+            return
+        others = room.held > self._bytes and room.held > room.most
+        own = room.by_user[self._user_id] > self._bytes and room.by_user[self._user_id] > room.most // 4
+        if others or own:
+            raise NoRoom("Too many large requests are being served.")
 
 
 class TooLargeToDrain(PayloadTooLarge):
@@ -69,29 +137,39 @@ def require_json(scope: Scope) -> None:
         raise UnsupportedMediaType("The body must not be compressed.")
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """Return the body, at most `limit` bytes of it.
+async def read_body(scope: Scope, receive: Receive, limit: int, held: Held) -> bytes:
+    """Return the body, at most `limit` bytes of it, which count as `held`.
 
-    Raises PayloadTooLarge as soon as the limit is passed (or announced to be), RequestTimeout, ClientGone.
+    Raises PayloadTooLarge as soon as the limit is passed (or announced to be), RequestTimeout, NoRoom,
+    ClientGone.
     """
     announced = header(scope, b"content-length")
     if announced is not None and announced.isdigit() and int(announced) > limit:
         expects = header(scope, b"expect") is not None  # then the client has not sent it yet
         raise await _too_large(receive, limit, 0 if expects or int(announced) > DRAIN_BYTES else DRAIN_BYTES)
     try:
-        async with asyncio.timeout(BODY_SECONDS):
-            return await _whole(receive, limit)
+        async with asyncio.timeout(BODY_SECONDS) as deadline:
+            return await _whole(receive, limit, held, deadline)
     except TimeoutError:
-        raise RequestTimeout(f"The body did not arrive within {BODY_SECONDS:g} seconds.") from None
+        raise RequestTimeout(
+            f"The body did not arrive within {BODY_SECONDS:g} seconds, or slower than "
+            f"{MIN_BYTES_PER_SECOND} bytes a second."
+        ) from None
 
 
-async def _whole(receive: Receive, limit: int) -> bytes:
+async def _whole(receive: Receive, limit: int, held: Held, deadline: asyncio.Timeout) -> bytes:
     body = bytearray()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
     while True:
+        patience = min(BODY_SECONDS, GRACE_SECONDS + len(body) / MIN_BYTES_PER_SECOND)
+        deadline.reschedule(began + patience)
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        body += message.get("body", b"")
+        piece = message.get("body", b"")
+        held.grow(len(piece))
+        body += piece
         if len(body) > limit:
             raise await _too_large(receive, limit, DRAIN_BYTES if message.get("more_body") else None)
         if not message.get("more_body", False):
@@ -131,6 +209,7 @@ def decode_json(body: bytes, decoder: msgspec.json.Decoder[T], *, strict_text: b
     Raises MalformedRequest (not UTF-8, not JSON) or InvalidRequest, which names the field. With
     `strict_text`, control characters are refused in every string, known field or not.
     """
+    _refuse_costly(body)
     try:
         decoded = decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -146,6 +225,17 @@ def decode_json(body: bytes, decoder: msgspec.json.Decoder[T], *, strict_text: b
     if strict_text and _SUSPECT.search(body):
         _refuse_forbidden(msgspec.json.decode(body))
     return decoded
+
+
+def _refuse_costly(body: bytes) -> None:
+    """Refuse a body whose numbers would keep everybody waiting while they are read."""
+    if len(body) <= _SMALL:
+        return
+    shape = body.translate(_NUMERALS)
+    extreme = next(islice(_EXTREME.finditer(shape), _MOST_EXTREME, None), None)
+    if extreme is not None or shape.count(_LONG_NUMERAL) > _MOST_EXTREME:
+        reason = "has too many numbers of extreme size"
+        raise MalformedRequest("The body cannot be read.", errors=(FieldError("$", reason),))
 
 
 def _refuse_surrogates(body: bytes) -> None:
@@ -196,6 +286,8 @@ def _at_index(
 ) -> msgspec.ValidationError:
     """Put the index into a path such as `$.samples[...].value`: msgspec tells the field, not the item."""
     start, bracket, _ = str(error).partition("[...]")
+    if not bracket or len(body) > _MOST_INDEXED:
+        return error
     names = start.rpartition("`$")[2].split(".")[1:]
     try:
         document = msgspec.json.decode(body)
@@ -204,7 +296,7 @@ def _at_index(
     items = document
     for name in names:
         items = items.get(name) if isinstance(items, dict) else None
-    if not bracket or not isinstance(items, list):
+    if not isinstance(items, list):
         return error
     for index, item in enumerate(items[:_MOST_ITEMS]):
         # Each item alone, without what stands beside the list: the cost stays linear in the body.

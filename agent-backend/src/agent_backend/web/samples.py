@@ -63,6 +63,7 @@ class DailyFigures(msgspec.Struct, frozen=True, kw_only=True):
     body=SampleBatch,
     max_body=MAX_BODY_BYTES,
     strict_text=False,
+    limit="uploads",
     summary="Store health samples",
     description="A batch is stored whole or not at all. Sending it again changes nothing; where an id is "
     "known with other content, the newer upload replaces it. Ids are scoped to the user and the kind. Values "

@@ -15,6 +15,11 @@ from agent_backend.consents import Catalogue
 from agent_backend.db.pool import Database
 from agent_backend.settings import Settings
 from agent_backend.turns.machine import Machine
+from agent_backend.web.limits import Limits
+from agent_backend.web.requests import Room
+
+_BODIES_BYTES = 32 * 1024 * 1024
+"""Decoded, a body is several times as large, and a machine has 512 MB."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,9 +33,17 @@ class Services:
     agents: Mapping[str, Agent]
     """By name."""
     consents: Catalogue
+    limits: Limits = field(init=False)
+    """What users and addresses may do here."""
+    room: Room = field(init=False)
+    """What bodies may take of the memory together."""
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     exporting: set[UUID] = field(default_factory=set[UUID])
     """Users whose archive is being made or sent."""
+    checking: asyncio.Task[None] | None = None
+    """The database being looked at for /readyz."""
+    ready_at: float = float("-inf")
+    """When it was last found ready, on the monotonic clock."""
     serving: int = 0
     """Requests and streams of users being served. Health checks and strangers keep nobody awake."""
     last_used: float = field(default_factory=time.monotonic)
@@ -43,6 +56,10 @@ class Services:
     """Readiness is off: finish what runs, take what still comes, end soon."""
     dozing: bool = False
     """Readiness is off because nobody is here; the next request of a user brings it back."""
+
+    def __post_init__(self) -> None:
+        self.limits = Limits(self.settings)
+        self.room = Room(max(_BODIES_BYTES, self.settings.max_body_bytes))
 
     async def begin(self) -> None:
         """Note that a user is being served: the server stays awake, or wakes up."""

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing, suppress
+from functools import partial
 from typing import Literal
 
 import msgspec
@@ -15,6 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from agent_backend import events as agui
 from agent_backend.errors import NotFound
 from agent_backend.telemetry import metrics
+from agent_backend.web.limits import Limits
 from agent_backend.web.operations import Call, EventStream, operation
 from agent_backend.web.stream import CutOff, Follower, Placed, parse_cursor
 
@@ -68,8 +70,10 @@ class EventStreamResponse(Response):
         self._batches = batches
         self._thread_id = thread_id
         self._until = until
+        self._was_cut = False
+        self._over = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream. A reader that is cut off sees its connection end and comes back."""
         metrics.streams_open += 1
         async with AsyncExitStack() as stack:
@@ -82,6 +86,8 @@ class EventStreamResponse(Response):
             writing = asyncio.current_task()
             watching = asyncio.create_task(_watch(receive, send, writing, self._until))
             stack.callback(watching.cancel)
+            limits: Limits = scope["state"]["services"].limits
+            stack.enter_context(limits.stream(scope, scope["user_id"], partial(self._cut, writing)))
             try:
                 async for batch in batches:
                     if not batch:
@@ -92,12 +98,27 @@ class EventStreamResponse(Response):
             except NotFound:
                 pass  # erased meanwhile: whoever asks again is told
             except asyncio.CancelledError:
-                if not watching.done() or writing is None or writing.uncancel() > 0:
+                if writing is None or not self._meant(writing, gone=watching.done()):
                     raise
-                if watching.result() == "token_ended":
-                    await _say_goodbye(send)
-                return
+                if watching.done():
+                    if watching.result() == "token_ended":
+                        await _say_goodbye(send)
+                    return  # else the client went away
+                await send(_chunk(RETRY))
+            self._over = True
             await send(_END)
+
+    def _cut(self, writing: asyncio.Task[object] | None) -> None:
+        """End the stream in favour of a newer one of the same user."""
+        if writing is not None and not self._over:
+            self._was_cut = True
+            writing.cancel()
+
+    def _meant(self, writing: asyncio.Task[object], *, gone: bool) -> bool:
+        """Take back the cancellations that are ours, and say whether there were no others."""
+        for _ in range(gone + self._was_cut):
+            writing.uncancel()
+        return (gone or self._was_cut) and not writing.cancelling()
 
 
 _END: Message = {"type": "http.response.body", "body": b"", "more_body": False}

@@ -83,6 +83,7 @@ _DESCRIPTION = (
     summary="Send a message",
     description=_DESCRIPTION,
     tag="turns",
+    limit="turns",
     body=TurnPut,
     replies={200: AcceptedTurn, 202: AcceptedTurn},
     stream=EventStream("The turn's events.", agui.Event),

@@ -21,9 +21,17 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from agent_backend import events as agui
 from agent_backend.auth import Principal
-from agent_backend.errors import AgentBackendError, MalformedRequest, NotFound, RequestError, Unavailable
+from agent_backend.errors import (
+    AgentBackendError,
+    MalformedRequest,
+    NotFound,
+    RequestError,
+    TooManyRequests,
+    Unavailable,
+)
 from agent_backend.telemetry import Log, metrics
 from agent_backend.web.operations import SocketCall, SocketOperation, socket
+from agent_backend.web.problems import seconds
 from agent_backend.web.stream import CutOff, Follower, parse_cursor
 
 _log = Log("websocket")
@@ -31,6 +39,10 @@ _log = Log("websocket")
 MAX_SUBSCRIPTIONS = 50
 MAX_BAD_FRAMES = 10
 """A client may be wrong now and then; one that never is right is closed."""
+
+FRAMES_BURST = 200
+FRAME_SECONDS = 0.02
+"""What a socket may send at once, and how far apart its frames are read from then on."""
 
 _GOING_AWAY = 1001
 _POLICY_VIOLATION = 1008
@@ -108,6 +120,8 @@ class ErrorFrame(
     code: str
     detail: str
     session: UUID | None = None
+    retry_after: int | None = None
+    """Seconds, of `too_many_requests`."""
 
 
 ClientFrame: TypeAlias = Authenticate | Subscribe | Unsubscribe | Ping
@@ -126,28 +140,27 @@ class _Connection:
         self._leaving = call.services.machine.hub.leaving
         self._bad_frames = 0
         self._ending: asyncio.Task[None] | None = None
-        self._cut = False
+        self._stuck = False
+        self._frames_due = 0.0
+        self._closing: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
         """Serve frames until the client closes or its token ends."""
         await self._call.accept()
         metrics.streams_open += 1
-        goodbye = asyncio.create_task(self._say_goodbye())
+        self._closing.append(asyncio.create_task(self._say_goodbye()))
+        call = self._call
         running = asyncio.current_task()
-        self._live_until(self._call.principal)
+        self._live_until(call.principal)
         try:
-            while self._bad_frames < MAX_BAD_FRAMES:
-                message = await self._socket.receive()
-                if message["type"] == "websocket.disconnect":
-                    return
-                await self._serve(message.get("text"))
-            await self._socket.close(_POLICY_VIOLATION, "too many malformed frames")
+            with call.services.limits.stream(call.scope, call.user_id, self._cut):
+                await self._listen()
         except asyncio.CancelledError:
-            if not self._cut or running is None or running.uncancel() > 0:
+            if not self._stuck or running is None or running.uncancel() > 0:
                 raise
         finally:
             metrics.streams_open -= 1
-            tasks = [goodbye, *self._followers.values(), *([self._ending] if self._ending else [])]
+            tasks = [*self._closing, *self._followers.values(), *([self._ending] if self._ending else [])]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -171,13 +184,13 @@ class _Connection:
             async with asyncio.timeout(_GOODBYE_SECONDS):
                 await self._socket.close(TOKEN_ENDED, "the token has ended")
         except (TimeoutError, WebSocketDisconnect, RuntimeError):
-            self._cut = True
+            self._stuck = True
             if running is not None:
                 running.cancel()
 
     async def _authenticate(self, token: str) -> None:
         try:
-            principal = await self._call.services.authenticator.authenticate(token)
+            principal = await self._call.check(token)
         except RequestError as error:
             if not isinstance(error, Unavailable):
                 self._bad_frames += 1
@@ -191,9 +204,33 @@ class _Connection:
 
     # --- frames ---
 
+    async def _listen(self) -> None:
+        while self._bad_frames < MAX_BAD_FRAMES:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            await self._pace()
+            await self._serve(message.get("text"))
+        await self._socket.close(_POLICY_VIOLATION, "too many malformed frames")
+
+    async def _pace(self) -> None:
+        """Put off the next frame of a socket that sends too many; uvicorn reads no more meanwhile."""
+        now = asyncio.get_running_loop().time()
+        self._frames_due = max(self._frames_due, now) + FRAME_SECONDS
+        wait = self._frames_due - now - FRAMES_BURST * FRAME_SECONDS
+        if wait > 0:
+            await asyncio.sleep(wait)
+
+    def _cut(self) -> None:
+        """End this socket in favour of a newer one of the same user."""
+        self._closing.append(asyncio.create_task(self._close()))
+
     async def _say_goodbye(self) -> None:
         """Close before a stopping server does, with the code that tells clients to come back."""
         await self._leaving.wait()
+        await self._close()
+
+    async def _close(self) -> None:
         with suppress(WebSocketDisconnect, RuntimeError):
             await self._socket.close(_GOING_AWAY)
 
@@ -221,14 +258,17 @@ class _Connection:
         try:
             after = parse_cursor(frame.after, "after")
             await self._unsubscribe(session)
+            self._call.services.limits.take("reads", self._call.user_id)
             if len(self._followers) >= MAX_SUBSCRIPTIONS:
                 raise MalformedRequest(f"at most {MAX_SUBSCRIPTIONS} sessions on one socket")
             follower = Follower(self._call.services.machine, self._call.user_id, session, after)
             await follower.check()
         except RequestError as error:
-            if not isinstance(error, NotFound):
+            if not isinstance(error, (NotFound, TooManyRequests)):
                 self._bad_frames += 1
-            await self._send(ErrorFrame(code=error.code, detail=error.detail, session=session))
+            wait = seconds(error.retry_after) if isinstance(error, TooManyRequests) else None
+            frame_out = ErrorFrame(code=error.code, detail=error.detail, session=session, retry_after=wait)
+            await self._send(frame_out)
             return
         await self._send(Subscribed(session))
         self._followers[session] = asyncio.create_task(self._follow(session, follower))
