@@ -179,7 +179,8 @@ class Ours:
 
     def _consents(self, port: int) -> list[bytes]:
         """Return the requests that give what the server asks for; the same again changes nothing."""
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/consents", headers=self.headers)
+        headers = {**self.headers, "host": "localhost"}
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/consents", headers=headers)
         with urllib.request.urlopen(request) as answer:
             texts = msgspec.json.decode(answer.read())["consents"]
         return [

@@ -19,12 +19,15 @@ BACKEND = "agent-backend/"
 SQL = BACKEND + "migrations/0002_sessions.pre.sql"
 LOG = BACKEND + "migrations/0004_event_log.pre.sql"
 PARKING = BACKEND + "migrations/0005_device_tools.pre.sql"
+CONSENT = BACKEND + "migrations/0008_consents.pre.sql"
 TURNS = BACKEND + "src/agent_backend/turns/"
 STREAM = BACKEND + "src/agent_backend/web/stream.py"
 LEASES = BACKEND + "tests/db/test_leases.py::"
 LAWS = BACKEND + "tests/turns/test_laws.py::"
 CALLS = BACKEND + "tests/db/test_tool_calls.py::"
 PARKED = BACKEND + "tests/turns/test_parking.py::"
+GIVEN = BACKEND + "tests/db/test_consents.py::"
+LOOK = BACKEND + "tests/turns/test_consent.py::"
 WATCH = BACKEND + "tests/turns/test_recovery.py::"
 
 
@@ -123,7 +126,7 @@ BREAKS = [
     ),
     Break(
         "accepting claims in the same call",
-        PARKING,
+        CONSENT,
         "IF v_lock.claimed AND v_busy = 0 THEN",
         "IF false THEN",
         LEASES + "test_accepting_claims_and_begins_in_one_call",
@@ -172,7 +175,7 @@ BREAKS = [
     ),
     Break(
         "a re-sent interrupt interrupts nothing",
-        PARKING,
+        CONSENT,
         "    IF FOUND THEN\n        status := CASE WHEN v_turn.body_hash",
         "    IF FOUND THEN\n        UPDATE turns t SET cancel_requested = (p_on_busy = 'interrupt')"
         " WHERE t.session_id = p_session;\n        status := CASE WHEN v_turn.body_hash",
@@ -300,7 +303,7 @@ BREAKS = [
     ),
     Break(
         "the first answer wins",
-        PARKING,
+        CONSENT,
         "        WHEN v_call.state = 'answered' THEN 'conflict'\n",
         "",
         PARKED + "test_the_first_answer_wins_among_twenty",
@@ -316,7 +319,7 @@ BREAKS = [
     ),
     Break(
         "an effect is answered by who claimed it",
-        PARKING,
+        CONSENT,
         "(v_call.device = p_device) IS NOT TRUE",
         "false",
         PARKED + "test_an_effect_is_claimed_by_one_device",
@@ -384,6 +387,69 @@ BREAKS = [
         "if loop.time() > give_up_at or self._machine.hub.leaving.is_set():",
         "if loop.time() > 0:",
         BACKEND + "tests/turns/test_faults.py::test_a_reader_outlives_the_connection_it_reads_over",
+    ),
+    Break(
+        "consent: nothing is accepted without",
+        CONSENT,
+        "    ELSIF cardinality(missing) > 0 THEN\n",
+        "    ELSIF false THEN\n",
+        GIVEN + "test_a_turn_is_accepted_with_what_it_needs_and_found_again_without",
+    ),
+    Break(
+        "consent: no answer to a call is taken without",
+        CONSENT,
+        "        WHEN cardinality(missing) > 0 THEN 'consent_required'\n",
+        "",
+        GIVEN + "test_withdrawing_stops_what_waits_runs_and_is_parked_and_nobody_elses",
+    ),
+    Break(
+        "consent: a withdrawal and an acceptance take turns",
+        CONSENT,
+        "    PERFORM pg_advisory_xact_lock_shared(consent_lock_key(p_user));\n",
+        "",
+        GIVEN + "test_whoever_accepts_beside_a_withdrawal_is_refused_or_stopped",
+    ),
+    Break(
+        "consent: its history is not rewritten",
+        CONSENT,
+        "    IF OLD.withdrawn_at IS NOT NULL OR NEW.withdrawn_at IS NULL\n",
+        "    IF NEW.withdrawn_at IS NULL\n",
+        GIVEN + "test_history_is_not_rewritten",
+    ),
+    Break(
+        "consent: withdrawing stops what is not finished",
+        CONSENT,
+        "            UPDATE turns t SET cancel_requested = true\n                WHERE t.session_id = v_session\n",
+        "            UPDATE turns t SET cancel_requested = false\n                WHERE t.session_id = v_session\n",
+        GIVEN + "test_withdrawing_stops_what_waits_runs_and_is_parked_and_nobody_elses",
+    ),
+    Break(
+        "consent: it is looked for before each model call",
+        TURNS + "turn.py",
+        'if await self._consents.missing(self._live.user_id, "model_call"):',
+        "if False:",
+        LOOK + "test_no_model_call_follows_a_tool_in_whose_run_the_consent_went",
+    ),
+    Break(
+        "consent: it is looked for before each tool",
+        TURNS + "turn.py",
+        'if await self._consents.missing(live.user_id, "health_data"):',
+        "if False:",
+        LOOK + "test_no_tool_runs_when_its_consent_went_while_the_model_spoke",
+    ),
+    Break(
+        "consent: a withdrawal is answered when it has happened",
+        TURNS + "commands.py",
+        "        await self._consents.until_stopped(user_id, tell)\n",
+        "",
+        LOOK + "test_withdrawing_anywhere_ends_what_runs_waits_and_is_parked",
+    ),
+    Break(
+        "consent: a version that requires renewal ends those before",
+        BACKEND + "src/agent_backend/consents.py",
+        "            if renewals[version]:\n                break\n",
+        "",
+        LOOK + "test_a_new_version_that_requires_renewal_is_asked_for_anew",
     ),
 ]
 
