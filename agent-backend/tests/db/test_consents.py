@@ -97,6 +97,7 @@ async def test_history_is_not_rewritten(database: Database, admin: asyncpg.Conne
         "version = '2'",
         "given_at = now()",
         "withdrawn_at = NULL",
+        "withdrawn_at = now()",
         "withdrawn_at = now(), locale = 'en'",
     ):
         with pytest.raises(asyncpg.CheckViolationError, match="withdrawn once"):
