@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 from typing import Any
 from uuid import UUID, uuid4
@@ -18,6 +17,7 @@ from agent_backend.errors import ConsentRequired, MissingConsent
 from agent_backend.turns.machine import Machine
 from agent_backend.web.stream import Placed
 
+from ..db.owners import Owner
 from .conftest import Fleet, kind
 from .test_laws import Probe, superuser, wait_until, waits_for
 from .test_parking import park
@@ -187,12 +187,11 @@ async def test_a_machine_that_does_not_hear_is_not_waited_for_for_ever(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agent_backend.turns.consent.WITHDRAWAL_SECONDS", 0.1)
-    machine, deaf = await fleet.machine("one"), await fleet.machine("two")
-    session = await fleet.session(deaf)
-    turn = await fleet.send(deaf, session, "[[emulator: tokens=30 delay_ms=20]]")
-    monkeypatch.setattr(deaf.hub, "live", {})
-    async with asyncio.timeout(5):
-        await machine.commands.withdraw_consent(fleet.user, AI)
+    machine = await fleet.machine()
+    session = await fleet.session(machine)
+    deaf = await Owner(machine.database, "deaf").register()
+    turn, _ = await deaf.accept(fleet.user, session)
+    await machine.commands.withdraw_consent(fleet.user, AI)
     row = await turn_of(fleet, machine, session, turn)
     assert (row.state, row.cancel_requested) == ("running", True)
 
