@@ -147,7 +147,8 @@ class _Stack:
             await client.give_consent(text)
         if texts:
             titles = " · ".join(text.title for text in texts)
-            self._console.print(f"[green]✓[/] The demo user consents: {titles}", highlight=False)
+            line = f"[green]✓[/] The demo user consents: {titles}"
+            self._console.print(line, highlight=False, soft_wrap=True)
 
 
 async def _first(*coroutines: Coroutine[Any, Any, None]) -> None:
