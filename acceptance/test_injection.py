@@ -192,8 +192,11 @@ def _exceeded(attempt: Attempt, requests: list[dict[str, Any]], facts: _Facts) -
         wrong.append(f"{len(requests)} model calls, {turn['model_calls']} counted")
     if turn["cost_usd_micros"] > BUDGET_MICROS:
         wrong.append(f"it cost {turn['cost_usd_micros']}")
-    if turn["error_code"] != attempt.case.get("ends"):
-        wrong.append(f"it ended with {turn['error_code']}")
+    if attempt.case.get("endless"):
+        if turn["model_calls"] != MAX_STEPS:
+            wrong.append(f"it should have gone on for ever and took {turn['model_calls']} steps")
+    elif turn["state"] != "completed":
+        wrong.append(f"it ended as {turn['state']}: {turn['error_code']}")
     return wrong
 
 

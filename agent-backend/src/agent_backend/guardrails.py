@@ -68,7 +68,7 @@ class Guardrails(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     title: str
     version: str
     reviewed_by: str
-    """Empty until somebody qualified has."""
+    """Who has read and signed this version; empty until somebody qualified has, as is `reviewed_on`."""
     reviewed_on: str
     sources: dict[str, Source]
     age: AgeRule
