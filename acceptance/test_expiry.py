@@ -15,8 +15,8 @@ import aiohttp
 import pytest
 
 from .client import PATIENCE, Client, ended, say, take
-from .issuer import Issuer, issuer
-from .stack import Backend, Site, free_port
+from .issuer import Issuer, apart_port, issuer
+from .stack import Backend, Site
 
 SOON = 2.0
 """Seconds to a token's end, leeway included; tokens end at whole seconds, so it can be one less."""
@@ -30,7 +30,7 @@ def supabase() -> Generator[Issuer]:
 
 @pytest.fixture(scope="module")
 def metrics_port() -> int:
-    return free_port()
+    return apart_port()
 
 
 @pytest.fixture(scope="module")
@@ -61,37 +61,27 @@ def cursors(stream: bytes) -> list[str]:
     return [line[4:].decode() for line in stream.split(b"\n") if line.startswith(b"id: ")]
 
 
-async def test_every_kind_of_event_stream_ends_with_its_token_and_a_hint_to_come_back(
-    backend: Backend, supabase: Issuer
-) -> None:
-    user, text = f"u{uuid4().hex[:8]}", say(tokens=120, delay_ms=20)
-    accept = {"Accept": "text/event-stream"}
-    async with (
-        signed_in(supabase, backend, user, 3600) as lasting,
-        signed_in(supabase, backend, user, SOON) as ending,
-    ):
-        sessions = [await lasting.new_session() for _ in range(2)]
-        began = asyncio.get_running_loop().time()
-        run = {"threadId": str(uuid4()), "runId": str(uuid4())}
-        run |= {"messages": [{"id": "m", "role": "user", "content": text}]}
-        turn = f"/v1/sessions/{sessions[0]}/turns/{uuid4()}"
-        streams = await asyncio.gather(
-            raw(ending, "PUT", turn, json={"content": text}, headers=accept),
-            raw(ending, "GET", f"/v1/sessions/{sessions[1]}/events"),
-            raw(ending, "POST", "/v1/agui/coach", json=run),
-        )
-        assert asyncio.get_running_loop().time() - began < SOON + 0.5
-        for stream in streams:
-            assert stream.endswith(b"retry: 1000\n\n")
-        assert (await ending.call("GET", "/v1/sessions"))[0] == 401
-        # The turn went on; a fresh token and the cursor bring the rest.
-        got = cursors(streams[0])
-        rest = await take(lasting.sse(sessions[0], got[-1]), ended)
-        whole = await lasting.log(sessions[0])
-        assert got + [each.place for each in rest] == [each.place for each in whole]
+async def unread(client: Client, headers: dict[str, str], path: str) -> sockets.socket:
+    """Open a stream that nobody reads, with the smallest of buffers."""
+    opened = sockets.socket()
+    opened.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
+    opened.setblocking(False)
+    parts = urlsplit(client.url)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(opened, (parts.hostname, parts.port))
+    head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {headers['Authorization']}\r\n\r\n"
+    await loop.sock_sendall(opened, head.encode())
+    return opened
 
 
-async def test_a_reader_that_does_not_read_is_cut_all_the_same(
+async def to_the_end(client: Client) -> tuple[list[str], int | None]:
+    """Open a socket and wait; return the frames' types and the code it was closed with."""
+    async with asyncio.timeout(PATIENCE), client.socket() as socket:
+        types = [json.loads(message.data)["type"] async for message in socket]
+        return types, socket.close_code
+
+
+async def test_whatever_is_open_ends_with_its_token_and_says_so(
     backend: Backend, supabase: Issuer, metrics_port: int, http: aiohttp.ClientSession
 ) -> None:
     async def open_streams() -> float:
@@ -99,26 +89,40 @@ async def test_a_reader_that_does_not_read_is_cut_all_the_same(
             lines = (await response.text()).splitlines()
         return float(next(line for line in lines if line.startswith("streams_open")).split()[1])
 
-    user = f"u{uuid4().hex[:8]}"
-    await supabase.ends_in(SOON)
-    headers = await supabase.headers(user)
-    async with signed_in(supabase, backend, user, 3600) as client:
-        session = await client.new_session()
-        await client.begin(session, say(text="x" * 2000, tokens=1500, delay_ms=0))
-        opened = sockets.socket()
-        opened.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
-        opened.setblocking(False)
-        parts = urlsplit(backend.url)
-        await asyncio.get_running_loop().sock_connect(opened, (parts.hostname, parts.port))
-        head = f"GET /v1/sessions/{session}/events HTTP/1.1\r\nHost: x\r\n"
-        head += f"Authorization: {headers['Authorization']}\r\n\r\n"
-        await asyncio.get_running_loop().sock_sendall(opened, head.encode())
-        with opened:
+    user, text = f"u{uuid4().hex[:8]}", say(tokens=120, delay_ms=20)
+    async with signed_in(supabase, backend, user, 3600) as lasting:
+        sessions = [await lasting.new_session() for _ in range(3)]
+        await lasting.begin(sessions[2], say(text="x" * 2000, tokens=1500, delay_ms=0))
+        run = {"threadId": str(uuid4()), "runId": str(uuid4())}
+        run |= {"messages": [{"id": "m", "role": "user", "content": text}]}
+        turn = f"/v1/sessions/{sessions[0]}/turns/{uuid4()}"
+        await supabase.ends_in(SOON)
+        headers = await supabase.headers(user)
+        async with aiohttp.ClientSession(headers=headers) as ending_http:
+            ending = Client(ending_http, backend.url)
+            began = asyncio.get_running_loop().time()
+            *streams, (frames, code), nobody = await asyncio.gather(
+                raw(ending, "PUT", turn, json={"content": text}, headers={"Accept": "text/event-stream"}),
+                raw(ending, "GET", f"/v1/sessions/{sessions[1]}/events"),
+                raw(ending, "POST", "/v1/agui/coach", json=run),
+                to_the_end(ending),
+                unread(ending, headers, f"/v1/sessions/{sessions[2]}/events"),
+            )
+            assert asyncio.get_running_loop().time() - began < SOON + 0.5
+            for stream in streams:
+                assert stream.endswith(b"retry: 1000\n\n")
+            assert (frames, code) == (["token_expiring"], 4401)
+            assert (await ending.call("GET", "/v1/sessions"))[0] == 401
+        # Whoever does not read, cannot be told; but it keeps nobody awake.
+        with nobody:
             async with asyncio.timeout(PATIENCE):
-                while await open_streams() < 1:
-                    await asyncio.sleep(0.05)
                 while await open_streams() > 0:
                     await asyncio.sleep(0.05)
+        # The turn went on; a fresh token and the cursor bring the rest.
+        got = cursors(streams[0])
+        rest = await take(lasting.sse(sessions[0], got[-1]), ended)
+        whole = await lasting.log(sessions[0])
+        assert got + [each.place for each in rest] == [each.place for each in whole]
 
 
 class Socket:
@@ -139,16 +143,6 @@ class Socket:
             while (await self.socket.receive()).type is aiohttp.WSMsgType.TEXT:
                 pass
         return self.socket.close_code
-
-
-async def test_a_socket_is_warned_and_closed_with_its_token(backend: Backend, supabase: Issuer) -> None:
-    async with (
-        signed_in(supabase, backend, "alice", SOON) as client,
-        client.socket() as opened,
-    ):
-        socket = Socket(opened)
-        assert (await socket.hear())["type"] == "token_expiring"
-        assert await socket.closed() == 4401
 
 
 async def test_a_socket_lives_on_with_a_fresh_token(backend: Backend, supabase: Issuer) -> None:

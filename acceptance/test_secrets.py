@@ -15,6 +15,7 @@ import jwt
 import pytest
 
 from .client import Client, ended, say, take
+from .issuer import apart_port
 from .stack import START_SECONDS, Site, free_port
 
 PLANTED = {
@@ -108,7 +109,7 @@ def test_commands_that_succeed_and_fail_show_no_secret(planted: dict[str, str], 
 async def test_a_server_whose_issuer_and_model_refuse_it_shows_no_secret(
     planted: dict[str, str], site: Site
 ) -> None:
-    metrics = free_port()
+    metrics = apart_port()
     issuer = "http://127.0.0.1:1/auth/v1"
     env = {
         **planted,
