@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import socket as sockets
 from collections.abc import AsyncGenerator, Generator
@@ -61,7 +62,22 @@ def cursors(stream: bytes) -> list[str]:
     return [line[4:].decode() for line in stream.split(b"\n") if line.startswith(b"id: ")]
 
 
-async def unread(client: Client, headers: dict[str, str], path: str) -> sockets.socket:
+UPGRADE = (
+    "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {}\r\n"
+)
+
+
+def subscribing(session: str) -> tuple[str, bytes]:
+    """Return a handshake's headers and the frame that subscribes, masked with nothing (RFC 6455, 5.3)."""
+    frame = json.dumps({"type": "subscribe", "session": session}).encode()
+    return UPGRADE.format(base64.b64encode(bytes(16)).decode()), b"\x81" + bytes(
+        [0x80 | len(frame), 0, 0, 0, 0]
+    ) + frame
+
+
+async def unread(
+    client: Client, headers: dict[str, str], path: str, more: tuple[str, bytes] = ("", b"")
+) -> sockets.socket:
     """Open a stream that nobody reads, with the smallest of buffers."""
     opened = sockets.socket()
     opened.setsockopt(sockets.SOL_SOCKET, sockets.SO_RCVBUF, 4096)
@@ -69,8 +85,8 @@ async def unread(client: Client, headers: dict[str, str], path: str) -> sockets.
     parts = urlsplit(client.url)
     loop = asyncio.get_running_loop()
     await loop.sock_connect(opened, (parts.hostname, parts.port))
-    head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {headers['Authorization']}\r\n\r\n"
-    await loop.sock_sendall(opened, head.encode())
+    head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {headers['Authorization']}\r\n"
+    await loop.sock_sendall(opened, f"{head}{more[0]}\r\n".encode() + more[1])
     return opened
 
 
@@ -101,12 +117,13 @@ async def test_whatever_is_open_ends_with_its_token_and_says_so(
         async with aiohttp.ClientSession(headers=headers) as ending_http:
             ending = Client(ending_http, backend.url)
             began = asyncio.get_running_loop().time()
-            *streams, (frames, code), nobody = await asyncio.gather(
+            *streams, (frames, code), nobody, no_one = await asyncio.gather(
                 raw(ending, "PUT", turn, json={"content": text}, headers={"Accept": "text/event-stream"}),
                 raw(ending, "GET", f"/v1/sessions/{sessions[1]}/events"),
                 raw(ending, "POST", "/v1/agui/coach", json=run),
                 to_the_end(ending),
                 unread(ending, headers, f"/v1/sessions/{sessions[2]}/events"),
+                unread(ending, headers, "/v1/stream", subscribing(sessions[2])),
             )
             assert asyncio.get_running_loop().time() - began < SOON + 0.5
             for stream in streams:
@@ -114,7 +131,7 @@ async def test_whatever_is_open_ends_with_its_token_and_says_so(
             assert (frames, code) == (["token_expiring"], 4401)
             assert (await ending.call("GET", "/v1/sessions"))[0] == 401
         # Whoever does not read, cannot be told; but it keeps nobody awake.
-        with nobody:
+        with nobody, no_one:
             async with asyncio.timeout(PATIENCE):
                 while await open_streams() > 0:
                     await asyncio.sleep(0.05)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
+import aiohttp
 from aiohttp import web
 
+from .client import Client
 from .conftest import AsUser
-from .stack import Site
+from .issuer import issuer as supabase
+from .stack import Backend, Site
 
 
 @asynccontextmanager
@@ -43,3 +46,32 @@ async def test_a_server_that_boots_while_the_issuer_is_away_knows_its_users(
         assert status == 401
     with site.server(JWKS_URL=url.replace("jwks.json", "unknown.json")) as c:
         assert (await as_user(c).call("GET", "/v1/sessions"))[0] == 503
+
+
+async def test_a_running_server_follows_its_issuers_keys_and_a_restart_forgets_revoked_ones(
+    site: Site,
+) -> None:
+    with supabase() as auth:
+        with site.server(**auth.env) as a:
+            old = await auth.token("alice")
+            assert await let_in(a, old)
+            await auth.ask("POST", "/_emulator/rotate", {})
+            new = [await auth.token("alice") for _ in range(2)]
+            assert await let_in(a, new[0])
+            await auth.ask("POST", "/_emulator/outage", {"kind": "reset"})
+            assert await let_in(a, new[1])
+            assert await let_in(a, old)
+            await auth.ask("DELETE", "/_emulator/outage")
+        await auth.ask("POST", "/_emulator/rotate", {"revoke": True})
+        with site.server(**auth.env) as b:
+            assert not await let_in(b, old)
+            assert not await let_in(b, new[0])
+            assert await let_in(b, await auth.token("alice"))
+
+
+async def let_in(backend: Backend, token: str) -> bool:
+    """Say whether a token opens the server."""
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"}) as http:
+        status, _ = await Client(http, backend.url).call("GET", "/v1/sessions")
+    assert status in (200, 401)
+    return status == 200

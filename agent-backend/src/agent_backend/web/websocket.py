@@ -177,8 +177,9 @@ class _Connection:
         """Warn before the token ends, then close; a client that takes nothing any more is cut."""
         ends = principal.expires_at.timestamp()
         await _wall_clock(ends - min(WARNING_SECONDS, (ends - time.time()) / 4))
-        with suppress(WebSocketDisconnect):
-            await self._send(TokenExpiring(principal.expires_at))
+        with suppress(WebSocketDisconnect, TimeoutError):
+            async with asyncio.timeout(max(0.0, principal.streams_until - time.time())):
+                await self._send(TokenExpiring(principal.expires_at))
         await _wall_clock(principal.streams_until)
         try:
             async with asyncio.timeout(_GOODBYE_SECONDS):
