@@ -86,7 +86,10 @@ async def unread(
     loop = asyncio.get_running_loop()
     await loop.sock_connect(opened, (parts.hostname, parts.port))
     head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {headers['Authorization']}\r\n"
-    await loop.sock_sendall(opened, f"{head}{more[0]}\r\n".encode() + more[1])
+    await loop.sock_sendall(opened, f"{head}{more[0]}\r\n".encode())
+    if more[1]:
+        assert (await loop.sock_recv(opened, 12)).endswith(b"101")
+        await loop.sock_sendall(opened, more[1])
     return opened
 
 
