@@ -1,7 +1,7 @@
 """What schemathesis cannot know: streams that never end are asked for the present, and some ids exist.
 
-It is loaded by the schemathesis command (SCHEMATHESIS_HOOKS); EXISTING names a session of the user, ERASED holds
-the Authorization header of another one, who is erased instead.
+It is loaded by the schemathesis command (SCHEMATHESIS_HOOKS); EXISTING names a session of the user, ERASED
+holds the Authorization header of another one, who is erased instead.
 """
 
 from __future__ import annotations

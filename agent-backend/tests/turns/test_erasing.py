@@ -116,6 +116,25 @@ async def test_a_turn_that_streams_ends_and_leaves_nothing(
     assert await traces(owner, str(fleet.user), str(session), "read_steps") == {}
 
 
+async def test_a_turn_whose_model_is_silent_is_let_go_of_elsewhere(
+    fleet: Fleet, owner: asyncpg.Connection
+) -> None:
+    one, two = await fleet.machine("one"), await fleet.machine("two")
+    session = await fleet.session(one)
+    await fleet.send(one, session, "[[emulator: ttft_ms=60000]]")
+    async with asyncio.timeout(10):
+        while (
+            not await owner.fetchval("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'") > 1
+        ):
+            await asyncio.sleep(0.01)
+        await two.erase(fleet.user)
+        # Well before the next sweep, and without a word of the model.
+        async with asyncio.timeout(4):
+            while one.hub.live:
+                await asyncio.sleep(0.01)
+    assert await traces(owner, str(fleet.user), str(session)) == {}
+
+
 async def _streaming(machine: Machine, session: UUID) -> None:
     """Wait until deltas are in the log."""
     async with asyncio.timeout(10):
