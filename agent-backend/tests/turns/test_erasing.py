@@ -123,8 +123,8 @@ async def test_a_turn_whose_model_is_silent_is_let_go_of_elsewhere(
     session = await fleet.session(one)
     await fleet.send(one, session, "[[emulator: ttft_ms=60000]]")
     async with asyncio.timeout(10):
-        while (
-            not await owner.fetchval("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'") > 1
+        while not await owner.fetchval(
+            "SELECT count(*) > 1 FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
         ):
             await asyncio.sleep(0.01)
         await two.erase(fleet.user)
