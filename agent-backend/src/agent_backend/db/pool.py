@@ -49,6 +49,9 @@ class Database:
             "application_name": "agent-backend",
             "jit": "off",
             "timezone": "UTC",
+            # Statements' arguments are messages and health values: a refused one must not log them, whatever
+            # the database's own configuration says. Of its logging settings the only one that is ours to set.
+            "log_parameter_max_length_on_error": "0",
             "lock_timeout": str(lock_timeout_ms),
             "statement_timeout": str(lock_timeout_ms * 4),
             "idle_in_transaction_session_timeout": str(lock_timeout_ms),
