@@ -11,8 +11,6 @@ import re
 from typing import Any, NamedTuple
 from uuid import UUID
 
-import asyncpg
-
 from agent_backend.db.pool import ROLE, Connection
 
 WITHOUT_USERS: dict[str, str] = {
@@ -191,16 +189,20 @@ def call_of(function: Function, known: dict[str, Any]) -> tuple[str, list[Any]]:
     return f"SELECT * FROM myhealth.{function.name}({', '.join(places)}) AS r", values
 
 
-async def seed(on: Connection, table: Table, user: UUID, **known: Any) -> dict[str, Any]:
-    """Insert one row of `user`, made from the columns' types, and return it.
+async def seed(on: Connection, table: Table, user: UUID, *, text: str = "x", **known: Any) -> None:
+    """Insert one row of `user`, made from the columns' types: every text and every JSON in it says `text`.
 
     Constraints and triggers are switched off: a row's content does not matter here, only whose it is. To be
     called as a superuser, in a database that is thrown away.
     """
     assert table.user_column is not None
     values = await _row(on, table.name, {**known, table.user_column: user})
+    texts = {"text": text, "json": f'["{text}"]', "jsonb": f'["{text}"]', "bytea": text.encode()}
+    for name, (kind, value) in values.items():
+        if name not in known:
+            values[name] = (kind, texts.get(kind, value))
     await _without_checks(on, table.name)
-    return dict(await _insert(on, table.name, values) or {})
+    await _insert(on, table.name, values)
 
 
 async def _row(on: Connection, table: str, known: dict[str, Any]) -> dict[str, tuple[str, Any]]:
@@ -232,9 +234,7 @@ async def _without_checks(on: Connection, table: str) -> None:
         await on.execute(f'ALTER TABLE myhealth.{table} DROP CONSTRAINT "{each["conname"]}"')
 
 
-async def _insert(
-    on: Connection, table: str, row: dict[str, tuple[str, Any]], more: str = "RETURNING *"
-) -> asyncpg.Record | None:
+async def _insert(on: Connection, table: str, row: dict[str, tuple[str, Any]]) -> None:
     places: list[str] = []
     values: list[Any] = []
     for kind, value in row.values():
@@ -244,11 +244,11 @@ async def _insert(
             values.append(value)
             places.append(f"${len(values)}::{kind}")
     names = ", ".join(f'"{name}"' for name in row)
-    statement = f"INSERT INTO myhealth.{table} ({names}) VALUES ({', '.join(places)}) {more}"
-    return await on.fetchrow(statement, *values)
+    statement = f"INSERT INTO myhealth.{table} ({names}) VALUES ({', '.join(places)})"
+    await on.execute(statement, *values)
 
 
 async def insert_as_given(on: Connection, table: Table, user: UUID) -> None:
     """Insert a row that says it is `user`'s, as whoever the connection is now."""
     assert table.user_column is not None
-    await _insert(on, table.name, await _row(on, table.name, {table.user_column: user}), "")
+    await _insert(on, table.name, await _row(on, table.name, {table.user_column: user}))

@@ -233,8 +233,10 @@ async def conversation(database: Database, owner: asyncpg.Connection) -> Convers
     # Everything else that A may have, so that whatever a function reads, there is something to find.
     for table in await user_tables(owner):
         if table.name not in ("sessions", "turns", "messages", "segments"):
-            await catalogue.seed(owner, table, A, session_id=session, turn_id=turn, id=_id_for(table.name))
+            known = {"session_id": session, "turn_id": turn, "id": _id_for(table.name)}
+            await catalogue.seed(owner, table, A, text=CANARY, **known)
     await owner.execute("UPDATE myhealth.tool_calls SET state = 'pending', input = '{}', kind = 'device'")
+    await owner.execute("UPDATE myhealth.sessions SET title = $1", CANARY)
     await owner.execute("UPDATE myhealth.turns SET state = 'waiting_device'")
     return Conversation(session, turn, machine.incarnation)
 
