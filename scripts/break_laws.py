@@ -29,6 +29,8 @@ PARKED = BACKEND + "tests/turns/test_parking.py::"
 GIVEN = BACKEND + "tests/db/test_consents.py::"
 LOOK = BACKEND + "tests/turns/test_consent.py::"
 WATCH = BACKEND + "tests/turns/test_recovery.py::"
+ISOLATION = BACKEND + "tests/db/test_isolation.py::"
+GRANTS = BACKEND + "tests/db/test_grants.py::"
 
 
 class Break(NamedTuple):
@@ -450,6 +452,39 @@ BREAKS = [
         "            if renewals[version]:\n                break\n",
         "",
         LOOK + "test_a_new_version_that_requires_renewal_is_asked_for_anew",
+        "a policy speaks of the user",
+        SQL,
+        "CREATE POLICY own ON myhealth.turns FOR SELECT TO agent_backend USING (user_id = (SELECT myhealth.current_user_id()));",
+        "CREATE POLICY own ON myhealth.turns FOR SELECT TO agent_backend USING (true);",
+        ISOLATION + "test_no_row_of_a_is_there_for_b_or_for_nobody",
+    ),
+    Break(
+        "a function answers with the asking user's rows",
+        SQL,
+        "FROM sessions s WHERE s.id = p_id AND s.user_id = p_user;",
+        "FROM sessions s WHERE s.id = p_id;",
+        ISOLATION + "test_functions_that_take_a_user_give_b_nothing_of_a",
+    ),
+    Break(
+        "a table of users has row level security",
+        PARKING,
+        "ALTER TABLE myhealth.tool_calls ENABLE ROW LEVEL SECURITY;\n",
+        "",
+        ISOLATION + "test_every_table_has_an_owner_or_a_reason",
+    ),
+    Break(
+        "no function is everybody's",
+        PARKING,
+        "    myhealth.put_tool_result, myhealth.read_tool_calls, myhealth.keep_parked\n    FROM PUBLIC;",
+        "    myhealth.put_tool_result, myhealth.read_tool_calls\n    FROM PUBLIC;",
+        GRANTS + "test_functions_are_granted_by_name_and_definers_pin_their_search_path",
+    ),
+    Break(
+        "a definer pins its search path",
+        BACKEND + "migrations/0007_sleep.pre.sql",
+        " SECURITY DEFINER SET search_path = myhealth, pg_temp",
+        " SECURITY DEFINER",
+        GRANTS + "test_functions_are_granted_by_name_and_definers_pin_their_search_path",
     ),
 ]
 
