@@ -56,6 +56,10 @@ class OwnPostgres:
         self.url = self._server.get_uri()
         self._changing = threading.Lock()
 
+    def log(self) -> str:
+        """Return what the server has written to its own log."""
+        return self._server.log.read_text(encoding="utf-8", errors="replace")
+
     def stop(self, mode: Literal["fast", "immediate"]) -> None:
         """Stop it: `fast` cuts all connections, `immediate` is a crash."""
         arguments = ("-w", "-m", mode, "-D", str(self._server.pgdata), "stop")
@@ -182,7 +186,7 @@ class Site:
 
 
 class Backend:
-    """One `agent-backend serve`. `log` is what it has written, line by line, decoded."""
+    """One `agent-backend serve`. `log` is what it has written, to either output, line by line, decoded."""
 
     def __init__(self, env: dict[str, str]) -> None:
         port = free_port()
@@ -192,11 +196,12 @@ class Backend:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "agent_backend", "serve"],
             env={**env, "PORT": str(port)},
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
         )
-        assert self._process.stderr is not None
-        self._reader = threading.Thread(target=self._read, args=(self._process.stderr,), daemon=True)
+        assert self._process.stdout is not None
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
         self._reader.start()
 
     def _read(self, stream: IO[str]) -> None:
@@ -248,8 +253,8 @@ class Backend:
                 self._process.kill()
                 self._process.wait(timeout=10)
         self._reader.join(timeout=10)
-        if self._process.stderr is not None:
-            self._process.stderr.close()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def errors(self) -> list[dict[str, Any]]:
         """Return the log's lines of level error."""
