@@ -106,6 +106,23 @@ def test_every_reference_resolves_and_every_schema_is_one(which: str, made: dict
         jsonschema_rs.meta.validate(schema)
 
 
+def test_what_was_made_links_to_what_can_be_asked_of_it() -> None:
+    paths = document(OPERATIONS, SOCKETS)["paths"]
+    made = paths["/v1/sessions/{session_id}"]["put"]["responses"]["201"]["links"]
+    assert made["put_turn"] == {
+        "operationId": "put_turn",
+        "parameters": {"session_id": "$request.path.session_id"},
+    }
+    assert {"get_session", "list_messages", "follow_session", "list_tool_calls"} <= set(made)
+    assert "put_tool_result" not in made, "a call's id is the server's"
+    taken = paths["/v1/sessions/{session_id}/turns/{turn_id}"]["put"]["responses"]["202"]["links"]
+    assert taken["cancel_turn"]["parameters"] == {
+        "session_id": "$request.path.session_id",
+        "turn_id": "$request.path.turn_id",
+    }
+    assert "links" not in paths["/v1/sessions/{session_id}"]["put"]["responses"]["404"]
+
+
 def test_operation_ids_are_unique() -> None:
     whole = document(OPERATIONS, SOCKETS)
     ids = [each["operationId"] for path in whole["paths"].values() for each in path.values()]

@@ -91,6 +91,7 @@ class _Builder:
         self._by_type = dict(zip(map(_key, types), schemas, strict=True))
         self._queries = {each.query.__name__ for each in operations if each.query is not None}
         self._problems: set[int] = set()
+        self._operations = operations
 
     def operation(self, op: Operation) -> dict[str, Any]:
         """Return the operation object."""
@@ -141,13 +142,32 @@ class _Builder:
             },
         }
 
+    def _links(self, op: Operation) -> dict[str, Any]:
+        """Return what can be asked next of what this operation has made, or has found under its ids.
+
+        That is every operation that needs no other ids, and each PUT below it under an id of the client's.
+        """
+        ids = _ids(op)
+        links: dict[str, Any] = {}
+        for other in self._operations if ids and op.method in {"PUT", "POST"} else ():
+            wanted = _ids(other)
+            more = [name for name in wanted if name not in ids]
+            below = other.method == "PUT" and wanted[:-1] == ids and wanted[-1].endswith("_id")
+            if other is not op and wanted and (not more or below):
+                known = {name: f"$request.path.{name}" for name in wanted if name in ids}
+                links[other.name] = {"operationId": other.name, "parameters": known}
+        return links
+
     def _responses(self, op: Operation) -> dict[str, Any]:
         responses: dict[str, dict[str, Any]] = {}
+        links = self._links(op)
         for status, kind in op.about.get("replies", {}).items():
             reply: dict[str, Any] = {"description": _REPLIES[status]}
             responses[str(status)] = reply
             if kind is not None:
                 reply["content"] = {"application/json": {"schema": self._by_type[_key(kind)]}}
+            if links:
+                reply["links"] = links
         if "archive" in op.about:
             zipped = {"application/zip": {"schema": {"type": "string", "format": "binary"}}}
             responses["200"] = {"description": op.about["archive"], "content": zipped}
@@ -189,6 +209,11 @@ def _types(operations: Sequence[Operation], sockets: Sequence[SocketOperation]) 
 def _key(kind: Any) -> str:
     """Return what tells types apart; unions are equal by value, not by identity."""
     return f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else repr(kind)
+
+
+def _ids(op: Operation) -> list[str]:
+    """Return the path parameters that name something: an agent's name is the same for everybody."""
+    return [name for name in _PARAMETER.findall(op.path) if name != "agent"]
 
 
 def _about(name: str, summary: str | None, tag: str | None) -> dict[str, Any]:
