@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
+from uuid import UUID
+
+import asyncpg
 
 from .client import say, take
 from .conftest import AsUser, Pair
@@ -23,17 +27,26 @@ CHECKS = (
     "response_schema_conformance",
     "unsupported_method",
     "ignored_auth",
+    "use_after_free",
+    "ensure_resource_availability",
+    "made_is_there",  # openapi_hooks.py
 )
-SECONDS = 22
+LEAST_LINKS = 10
+"""Of the document's links and those that schemathesis infers from its schemas."""
+FUZZING_SECONDS = 14
+STATEFUL_SECONDS = 8
 
 
-def _document(folder: Path) -> Path:
-    """Return the document without the schemas of whole event streams.
+def _document(folder: Path, *, conversations: bool) -> Path:
+    """Return the document, or of it what a conversation is made of and links lead to, without the schemas of whole event streams.
 
     OpenAPI 3.1 describes a stream as one string; schemathesis takes that for the schema of each event. The
     events are judged by `verifier.py` instead.
     """
     document: dict[str, Any] = json.loads(DOCUMENT.read_text(encoding="utf-8"))
+    if conversations:
+        paths = {path: item for path, item in document["paths"].items() if _in_conversations(path)}
+        document["paths"] = paths
     for item in document["paths"].values():
         for operation in item.values():
             for response in operation["responses"].values():
@@ -43,20 +56,20 @@ def _document(folder: Path) -> Path:
     return path
 
 
-async def test_schemathesis_finds_no_5xx_and_no_undocumented_status(
-    site: Site, pair: Pair, as_user: AsUser, tmp_path: Path
-) -> None:
-    client = as_user(pair.a, "schemathesis")
-    session = await client.new_session()
-    await take(client.answer(session, say(tokens=2)))
+def _in_conversations(path: str) -> bool:
+    return path.startswith("/v1/sessions/{session_id}") and "{call}" not in path
+
+
+async def _run(site: Site, pair: Pair, session: str, folder: Path, phases: str, seconds: int) -> str:
+    """Run schemathesis and return its report; what it finds fails the test."""
     options = {
         "--url": pair.a.url,
         "--header": "Authorization:" + site.headers("schemathesis")["Authorization"],
         "--checks": ",".join(CHECKS),
-        "--phases": "examples,coverage,fuzzing,stateful",
+        "--phases": phases,
         "--exclude-path": "/v1/stream",  # a WebSocket; test_bad_input.py
         "--max-examples": "12",
-        "--max-time": str(SECONDS),
+        "--max-time": str(seconds),
         "--request-timeout": "10",
         "--seed": "1",
         "--generation-database": "none",
@@ -66,10 +79,10 @@ async def test_schemathesis_finds_no_5xx_and_no_undocumented_status(
     process = await asyncio.create_subprocess_exec(
         str(Path(sys.executable).parent / "schemathesis"),
         "run",
-        str(_document(tmp_path)),
+        str(_document(folder, conversations=phases == "stateful")),
         *(part for option in options.items() for part in option),
         "--no-color",
-        cwd=tmp_path,
+        cwd=folder,
         env={
             **os.environ,
             "SCHEMATHESIS_HOOKS": str(HOOKS),
@@ -79,12 +92,35 @@ async def test_schemathesis_finds_no_5xx_and_no_undocumented_status(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    async with asyncio.timeout(SECONDS + 40):
+    async with asyncio.timeout(seconds + 40):
         out, _ = await process.communicate()
     report = out.decode()
     assert process.returncode == 0, report
+    return report
+
+
+async def test_schemathesis_finds_no_5xx_and_no_undocumented_status(
+    site: Site, pair: Pair, as_user: AsUser, database: asyncpg.Connection, tmp_path: Path
+) -> None:
+    client = as_user(pair.a, "schemathesis")
+    session = await client.new_session()
+    await take(client.answer(session, say(tokens=2)))
+    report = await _run(site, pair, session, tmp_path, "examples,coverage,fuzzing", FUZZING_SECONDS)
     assert await client.messages(session), "the user itself was erased"
     # All operations but the WebSocket's.
     paths = json.loads(DOCUMENT.read_text(encoding="utf-8"))["paths"]
     count = sum(len(item) for item in paths.values()) - 1
     assert f"Tested: {count}\n" in report, report
+    before = int(await database.fetchval(_LINKED, UUID(session)) or 0)
+    report = await _run(site, pair, session, tmp_path, "stateful", STATEFUL_SECONDS)
+    followed = re.search(r"API Links:\s+(\d+) covered", report)
+    assert followed is not None, report
+    assert int(followed[1]) >= LEAST_LINKS, report
+    # They led from a session that was made that way to turns in it.
+    assert int(await database.fetchval(_LINKED, UUID(session)) or 0) > before
+
+
+_LINKED = """
+    SELECT count(*) FROM myhealth.turns t JOIN myhealth.sessions s ON s.id = t.session_id
+    WHERE s.user_id = (SELECT user_id FROM myhealth.sessions WHERE id = $1) AND s.id <> $1
+"""
