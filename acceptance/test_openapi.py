@@ -38,7 +38,7 @@ STATEFUL_SECONDS = 8
 
 
 def _document(folder: Path, *, conversations: bool) -> Path:
-    """Return the document, or of it what a conversation is made of and links lead to, without the schemas of whole event streams.
+    """Return the document, or its operations of a conversation, without the schemas of whole event streams.
 
     OpenAPI 3.1 describes a stream as one string; schemathesis takes that for the schema of each event. The
     events are judged by `verifier.py` instead.

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -191,6 +192,23 @@ async def test_supabases_api_roles_get_at_nothing(owner: asyncpg.Connection, *, 
                         await owner.execute(statement)
     sys.stdout.write(f"statements tried: {tried}, leaks: 0\n")
     assert tried > 200
+
+
+@pytest.mark.parametrize("role", ["anon", "authenticated"])
+async def test_a_table_granted_to_supabases_api_by_mistake_still_hides_its_rows(
+    owner: asyncpg.Connection, role: str
+) -> None:
+    """Supabase's guide to custom schemas grants everything; the policies are agent_backend's alone."""
+    owned = [table for table in await catalogue.tables(owner) if table.user_column is not None]
+    for table in owned:
+        await catalogue.seed(owner, table, uuid4())
+    async with supabase(owner, role):
+        await owner.execute(f"GRANT USAGE ON SCHEMA myhealth TO {role}")
+        await owner.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA myhealth TO {role}")
+        await owner.execute(f"SET LOCAL ROLE {role}")
+        for table in owned:
+            assert await owner.fetchval(f"SELECT count(*) FROM myhealth.{table.name}") == 0, table.name
+            assert await owner.execute(f"DELETE FROM myhealth.{table.name}") == "DELETE 0"
 
 
 def _can_be_called(function: catalogue.Function) -> bool:
