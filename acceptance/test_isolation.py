@@ -282,6 +282,9 @@ async def test_b_finds_nothing_of_a_by_any_operation(house: House, database: asy
         matrix.check(secret not in said, f"the log tells {secret}")
     for name, token in house.tokens.items():
         matrix.check(token not in said, f"the log tells {name}'s token")
+    statements = "".join({each.statement for each in house.tap.asked})
+    for secret in house.a.secrets | house.b.secrets:
+        matrix.check(secret not in statements, f"a statement was put together with {secret}")
     print(f"pairs tried: {matrix.pairs}, statements compared: {matrix.questions}, leaks: {len(matrix.leaks)}")
     assert not matrix.leaks, "\n".join(matrix.leaks)
     assert matrix.pairs >= LEAST_PAIRS
