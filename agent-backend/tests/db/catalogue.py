@@ -169,16 +169,17 @@ def _inputs(
 
 
 def call_of(function: Function, known: dict[str, Any]) -> tuple[str, list[Any]]:
-    """Return a statement that calls the function, and its arguments: `known` ones, else by ARGUMENTS or type.
+    """Return a statement that calls the function, and its arguments: `known` by name, else by type.
 
     Raises Unknown when an argument is of a type that is not known.
     """
     places: list[str] = []
     values: list[Any] = []
     for name, kind in function.arguments:
-        if name in known or f"{name} {kind}" in ARGUMENTS or kind in _BY_TYPE:
-            otherwise = ARGUMENTS.get(f"{name} {kind}", _BY_TYPE.get(kind))
-            values.append(known.get(name, otherwise))
+        given = {**ARGUMENTS, **known}
+        named = next((each for each in (f"{name} {kind}", name) if each in given), None)
+        if named is not None or kind in _BY_TYPE:
+            values.append(_BY_TYPE[kind] if named is None else given[named])
             places.append(f"${len(values)}::{kind}")
         elif kind in _TYPED:
             places.append(_TYPED[kind])
