@@ -168,7 +168,7 @@ def _inputs(
     )
 
 
-def call_of(function: Function, known: dict[str, Any]) -> tuple[str, list[Any]]:
+def call_of(function: Function, known: dict[str, Any], json: str = "[]") -> tuple[str, list[Any]]:
     """Return a statement that calls the function, and its arguments: `known` by name, else by type.
 
     Raises Unknown when an argument is of a type that is not known.
@@ -179,7 +179,8 @@ def call_of(function: Function, known: dict[str, Any]) -> tuple[str, list[Any]]:
         given = {**ARGUMENTS, **known}
         named = next((each for each in (f"{name} {kind}", name) if each in given), None)
         if named is not None or kind in _BY_TYPE:
-            values.append(_BY_TYPE[kind] if named is None else given[named])
+            by_type = json if kind in ("json", "jsonb") else _BY_TYPE.get(kind)
+            values.append(by_type if named is None else given[named])
             places.append(f"${len(values)}::{kind}")
         elif kind in _TYPED:
             places.append(_TYPED[kind])
