@@ -23,7 +23,7 @@ from .stack import Site
 
 Ids: TypeAlias = Mapping[str, str]
 """Path parameter -> value."""
-Kind: TypeAlias = Literal["names", "creates", "own", "public"]
+Kind: TypeAlias = Literal["names", "creates", "own", "public", "ends"]
 
 ENVIRONMENT = {"LOG_LEVEL": "debug", "LEASE_SECONDS": "30"}
 """Settings of the server under test. Where a limit of requests refuses the matrix, raise it here."""
@@ -34,7 +34,7 @@ class Probe(NamedTuple):
 
     `kind`: *names* something by id, and whoever it does not belong to gets what an id gets that is nowhere;
     *creates* under an id that the client makes, and gets for a taken id what it gets for anybody else's;
-    *own* is about the asking user alone; *public* needs no token.
+    *own* is about the asking user alone; *public* needs no token; *ends* the asking user: tried last.
     """
 
     kind: Kind
@@ -147,6 +147,11 @@ OPERATIONS: dict[str, tuple[Probe, ...]] = {
 }
 SOCKETS = {"stream"}
 """WebSocket operations; test_isolation.py speaks their frames."""
+
+
+def ends(name: str) -> bool:
+    """Say whether an operation is the last that a user asks."""
+    return any(probe.kind == "ends" for probe in OPERATIONS.get(name, ()))
 
 
 class Unregistered(AssertionError):
