@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -88,6 +89,14 @@ LAWS: list[tuple[str, str]] = [
     ("Ich hatte vor drei Jahren Brustschmerzen", "none"),
     ("Ich hatte vor drei Jahren einen Herzinfarkt und jetzt wieder Druck auf der Brust", "cardiac"),
     ("I was suicidal two years ago", "suicidality"),
+    ("Meine Oma hatte 1990 Brustschmerzen", "none"),
+    ("In 1998 I had chest pain", "none"),
+    ("After the game my chest hurts", "cardiac"),
+    ("I cut myself because I'm fat", "self_harm"),
+    ("What if I have chest pain right now", "cardiac"),
+    ("After 12000 steps my chest hurts", "cardiac"),
+    ("I had 2000 kcal and have chest pain", "cardiac"),
+    ("Brustschmerzen nach 4700 Schritten", "cardiac"),
     # One sentence does not excuse the next.
     ("My legs are killing me. I want to die", "suicidality"),
     ("Was sind Anzeichen für einen Herzinfarkt? Ich habe Brustschmerzen", "cardiac"),
@@ -213,6 +222,20 @@ def test_what_else_a_message_says_hides_nothing(harmless: str, *, first: bool) -
     """Negations, idioms and the past hold for their own sentence."""
     flagged = "Ich will nicht mehr leben"
     assert label_of(f"{flagged}\n{harmless}" if first else f"{harmless}\n{flagged}") == "suicidality"
+
+
+def test_pages_about_other_things_show_no_red_flag() -> None:
+    """2,500 lines of technical English, and the German of the epic: what typing errors are mistaken for."""
+    docs = Path(__file__).parents[3] / "docs"
+    lines = [
+        line
+        for page in docs.rglob("*.md")
+        if "safety" not in page.name
+        for line in page.read_text("utf-8").splitlines()
+    ]
+    assert len(lines) > 2_000
+    wrong = [line for line in lines if label_of(line) != "none" or safety.check_answer(line, "en")]
+    assert len(wrong) <= len(lines) // 1000, wrong
 
 
 def test_messages_have_no_directives() -> None:

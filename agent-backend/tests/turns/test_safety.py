@@ -199,6 +199,22 @@ async def test_a_flagged_message_is_answered_though_it_was_cancelled_or_overtake
     assert "safety.suicidality" in [json.loads(e.event).get("value") for e in events]
 
 
+@pytest.mark.parametrize("on_busy", [None, "enqueue", "reject"])
+async def test_a_flagged_message_does_not_wait_behind_a_running_turn(
+    fleet: Fleet, on_busy: str | None
+) -> None:
+    machine = await fleet.machine()
+    session = await fleet.session(machine)
+    await fleet.send(machine, session, "long [[emulator: tokens=9000 delay_ms=50]]")
+    turn = await fleet.send(machine, session, SUICIDAL, on_busy=on_busy)
+    events = [json.loads(each.event) for each in await fleet.until_end(machine, session, runs=2)]
+    ends = [each["outcome"]["type"] for each in events if each["type"] == "RUN_FINISHED"]
+    assert ends == ["cancelled", "success"]
+    # Sent again it is the same turn.
+    again = await machine.commands.put_turn(fleet.user, session, turn, text=SUICIDAL, on_busy=on_busy)  # pyright: ignore[reportArgumentType]
+    assert again.status == "same"
+
+
 def test_a_client_cannot_hide_a_message_behind_a_mark() -> None:
     marked = StoredMessage(
         1, with_notice("mine", "safety.cardiac"), "t", "user", '[{"type":"text","text":"x"}]'

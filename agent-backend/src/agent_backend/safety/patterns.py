@@ -4,8 +4,8 @@
     hurt|ache*              either word; `*` stands for any ending
     @chest                  any word of the set `chest`
     _   __                  up to 2, up to 5 other words here
-    a b & c                 both, in either order, up to 5 words between them
-    >=8   <700              a number
+    a b & c                 both, in either order, up to 7 words between them
+    >=8 <700 1900-1999      a number
     $                       the clause ends here
 
 A pattern never reaches over the end of a sentence. Words of six letters and more are also found with one
@@ -25,14 +25,15 @@ from typing import NamedTuple
 from agent_backend.safety.words import Words, fold
 
 _GAPS = {"_": 2, "__": 5}
-_AROUND = 5
+_AROUND = 7
 """Words between the parts of an `&`."""
 _TYPO_LENGTH = 6
 _SWAP_LENGTH = 4
 _ENDINGS = ("", "e", "en", "n", "s", "er", "t", "ed", "ing")
 """What a stem is tried with when typing errors are looked for."""
 _MAX_KNOWN = 20_000
-_NUMBER = re.compile(r"(>=|<)(\d+)")
+_NUMBER = re.compile(r">=(?P<least>\d+)|<(?P<below>\d+)|(?P<low>\d+)-(?P<high>\d+)")
+_ANY = 10**40
 _DOUBLE = re.compile(r"(.)\1")
 _CLAUSE_END = -1
 
@@ -69,7 +70,7 @@ class Matcher:
         self._ids: dict[str, int] = {}
         self._exact: dict[str, set[int]] = defaultdict(set)
         self._stems: dict[str, set[int]] = defaultdict(set)
-        self._numbers: list[tuple[bool, int, int]] = []
+        self._numbers: list[tuple[int, int, int]] = []
         self._starts: dict[int, list[tuple[tuple[_Item, ...], int]]] = defaultdict(list)
         for pattern, label in patterns:
             for order in _orders(pattern):
@@ -112,35 +113,28 @@ class Matcher:
     def _note(self, word: str, id_: int) -> None:
         number = _NUMBER.fullmatch(word)
         if number is not None:
-            self._numbers.append((number[1] == ">=", int(number[2]), id_))
+            low, high = number["least"] or number["low"] or 0, number["high"] or _ANY
+            below = int(number["below"] or _ANY)
+            self._numbers.append((int(low), min(int(high), below - 1), id_))
         elif word.endswith("*"):
             self._stems[_fold(word[:-1])].add(id_)
         else:
             self._exact[_fold(word)].add(id_)
 
-    def _single_letters(self) -> dict[str, set[int]]:
+    def _single_letters(self) -> dict[str, str]:
         """Index words without their doubled letters: "selbsttötung" is often written with one t."""
-        single: dict[str, set[int]] = defaultdict(set)
-        for word, ids in self._exact.items():
-            if len(word) > _SWAP_LENGTH:
-                single[_DOUBLE.sub(r"\1", word)] |= ids
-        return single
+        return {_DOUBLE.sub(r"\1", word): word for word in self._exact if len(word) > _SWAP_LENGTH}
 
-    def _mistyped(self) -> dict[str, list[tuple[str, set[int]]]]:
+    def _mistyped(self) -> dict[str, str | tuple[str, ...]]:
         """Index words by what remains of them when one letter is left out."""
-        words: dict[str, set[int]] = defaultdict(set)
-        for word, ids in self._exact.items():
-            words[word] |= ids
-        for stem, ids in self._stems.items():
-            if len(stem) >= _SWAP_LENGTH:
-                for ending in _ENDINGS:
-                    words[stem + ending] |= ids
-        index: dict[str, list[tuple[str, set[int]]]] = defaultdict(list)
-        for word, ids in words.items():
+        stems = [stem + ending for stem in self._stems if len(stem) > _SWAP_LENGTH for ending in _ENDINGS]
+        index: dict[str, str | tuple[str, ...]] = {}
+        for word in dict.fromkeys([*self._exact, *stems]):
             if len(word) >= _SWAP_LENGTH and word.isalpha():
-                entry = (word, ids)
                 for shorter in {word, *_shortened(word)}:
-                    index[shorter].append(entry)
+                    # Nearly all stand alone, and a list each would be most of the index.
+                    known = index.get(shorter)
+                    index[shorter] = word if known is None else (*_several(known), word)
         return index
 
     # --- looking ---
@@ -157,13 +151,14 @@ class Matcher:
     def _look_up(self, word: str) -> set[int]:
         if word.isdecimal():
             value = int(word)
-            found = {id_ for least, n, id_ in self._numbers if (value >= n if least else value < n)}
+            found = {id_ for low, high, id_ in self._numbers if low <= value <= high}
             return found | self._exact.get(word, set())
         if "*" in word:
             return set().union(*(self._as_written(word.replace("*", vowel)) for vowel in "aeiou"))
         found = self._as_written(word)
         if not found and word not in self._ordinary and len(word) >= _SWAP_LENGTH:
-            found = self._single.get(_DOUBLE.sub(r"\1", word), set()) or self._as_mistyped(word)
+            meant = self._single.get(_DOUBLE.sub(r"\1", word))
+            found = self._as_mistyped(word) if meant is None else self._as_written(meant)
         return found
 
     def _as_written(self, word: str) -> set[int]:
@@ -177,9 +172,9 @@ class Matcher:
     def _as_mistyped(self, word: str) -> set[int]:
         found: set[int] = set()
         for shorter in (word, *_shortened(word)):
-            for meant, ids in self._typos.get(shorter, ()):
+            for meant in _several(self._typos.get(shorter, ())):
                 if meant[0] == word[0] and _near(word, meant):
-                    found |= ids
+                    found |= self._as_written(meant)
         return found
 
     def spans(self, words: Words) -> list[Span]:
@@ -244,6 +239,10 @@ def _orders(pattern: str) -> Iterator[list[str]]:
         for part in order[1:]:
             joined += [str(_AROUND), *part]
         yield joined
+
+
+def _several(words: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (words,) if isinstance(words, str) else words
 
 
 def _shortened(word: str) -> list[str]:

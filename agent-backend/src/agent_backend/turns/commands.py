@@ -19,6 +19,7 @@ from agent_backend.db.pool import Database
 from agent_backend.errors import Conflict, NotFound, TooManyRequests
 from agent_backend.sessions import CallStatus, OnBusy
 from agent_backend.telemetry import note_first
+from agent_backend.turns import safety
 from agent_backend.turns.consent import Consents
 from agent_backend.turns.fanout import Hub
 from agent_backend.turns.notifier import Notifier
@@ -117,6 +118,8 @@ class Commands:
         await self._admit(user_id)
         content = msgspec.json.encode([{"type": "text", "text": text}]).decode()
         own_id = message_id or str(turn_id)
+        # Help does not wait in a queue behind a running turn.
+        urgent = await safety.flag_in(text, "en") is not None
         asked = time.monotonic()
         with self._claiming(session_id) as live:
             accepted = await store.accept(
@@ -127,7 +130,7 @@ class Commands:
                 body_hash=_hash(["turn", text, on_busy]),
                 message_id=own_id,
                 content=content,
-                on_busy=on_busy,
+                on_busy="interrupt" if urgent else on_busy,
                 run_started=run_started(session_id, turn_id, own_id, text),
                 incarnation=self._incarnation,
                 live=live,
