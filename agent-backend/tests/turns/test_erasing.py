@@ -76,6 +76,22 @@ async def test_what_was_inserted_before_the_tombstone_is_seen_and_what_comes_aft
         await profiles.write(database, user, profiles.ProfilePut(), dt.datetime.now(dt.UTC))
 
 
+async def test_a_row_that_is_changed_while_it_is_being_deleted_goes_all_the_same(
+    database: Database, owner: asyncpg.Connection
+) -> None:
+    user = uuid4()
+    await profiles.write(database, user, profiles.Profile(), dt.datetime.now(dt.UTC))
+    receipt = (await begin(database, user)).receipt
+    async with database.as_user(user) as connection:
+        await connection.execute("UPDATE profiles SET locale = 'de'")
+        finishing = asyncio.create_task(finish(database, receipt))
+        async with asyncio.timeout(10):
+            while not await owner.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                await asyncio.sleep(0.01)
+    await finishing
+    assert await traces(owner, str(user)) == {}
+
+
 async def test_an_owner_finds_its_session_gone_and_writes_nothing_back(
     database: Database, owner: asyncpg.Connection
 ) -> None:
