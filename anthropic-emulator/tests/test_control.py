@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -10,11 +11,12 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from anthropic_emulator.settings import Settings
 
-from .client import Emulator, ask
+from .client import HEADERS, Emulator, ask
 
 
 async def test_requests_shows_what_was_sent_without_the_key(emulator: Emulator) -> None:
@@ -114,3 +116,45 @@ def test_a_port_in_use_is_named() -> None:
     assert f"127.0.0.1:{port}" in ended.stderr
     assert "--port" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+HAIKU = 0.5
+"""Micro-dollars per token of an answer."""
+
+
+async def billed(emulator: Emulator) -> float:
+    """Return what the latest request has cost so far."""
+    [record] = (await emulator.control("GET", "requests?limit=1")).json["requests"]
+    return record["billed_usd_micro"]
+
+
+async def test_an_answer_is_billed_as_it_is_written(emulator: Emulator) -> None:
+    """The prompt when the answer begins, then what is written, also for a client that leaves."""
+    body = {**ask("[[emulator: thinking=0 tokens=400 delay_ms=20 ttft_ms=0]]"), "stream": True}
+    async with emulator.session.post(emulator.url + "/v1/messages", json=body, headers=HEADERS) as response:
+        await response.content.readuntil(b"content_block_delta")
+        early = await billed(emulator)
+        for _ in range(3):
+            await response.content.readuntil(b"content_block_delta")
+        later = await billed(emulator)
+        response.close()
+    whole = 400 * HAIKU
+    assert 0 < early < later < whole / 2
+    while (await emulator.control("GET", "stats")).json["open_streams"]:
+        pass
+    left = await billed(emulator)
+    assert later <= left < whole
+    assert (await emulator.control("GET", "stats")).json["cost_usd_micro"] == pytest.approx(left)
+
+
+@pytest.mark.parametrize("fault", ["disconnect", "cut;after=1", "reset;after=1", "truncated;after=1"])
+async def test_an_answer_that_breaks_off_is_billed_whole(emulator: Emulator, fault: str) -> None:
+    with contextlib.suppress(aiohttp.ClientError):
+        await emulator.stream(ask("[[emulator: thinking=0 tokens=50]]"), x_emulator_fault=fault)
+    assert await billed(emulator) >= 50 * HAIKU
+
+
+@pytest.mark.parametrize("fault", ["400", "429", "529", "500"])
+async def test_a_refused_request_costs_nothing(emulator: Emulator, fault: str) -> None:
+    await emulator.post(ask("Hi"), x_emulator_fault=fault)
+    assert await billed(emulator) == 0

@@ -11,6 +11,7 @@ from anthropic_emulator.errors import ApiError, invalid
 
 _NUMBER_PARAMS: Final = frozenset({"after", "seconds", "delay_ms", "size", "retry_after", "seed"})
 _STREAM: Final = frozenset({"overloaded", "stall", "reset", "truncated", "cut", "malformed", "slow", "split"})
+_UNHEARD: Final = frozenset({"disconnect", "stall", "reset", "truncated", "cut"})
 _BEFORE: Final = frozenset({"delay", "disconnect"})
 _STATUS_TEXT: Final[Mapping[str, tuple[int, str]]] = {
     "400": (400, "emulated: invalid request"),
@@ -47,6 +48,11 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     def in_stream(self) -> bool:
         """Whether it happens after a 200."""
         return self.name in _STREAM
+
+    @property
+    def unheard(self) -> bool:
+        """Whether the answer is written to its end although nobody can hear it: it is billed whole."""
+        return self.name in _UNHEARD
 
     def error(self) -> ApiError | None:
         """Give the error response this fault is, or None for the others."""

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from anthropic_emulator.cache import InputUsage
-from anthropic_emulator.models import PRICES_AS_OF, Model
+from anthropic_emulator.models import PRICES_AS_OF, Model, Price
 
 _SECRET_HEADERS: Final = frozenset({"x-api-key", "authorization", "cookie"})
 _MAX_KEPT_BYTES: Final = 64 * 1024 * 1024
@@ -29,6 +29,8 @@ class Record(msgspec.Struct, kw_only=True):
     usage: Mapping[str, object] | None = None
     obeyed: Sequence[str] = ()
     """What a gullible model did because a text told it to."""
+    billed_usd_micro: float = 0.0
+    """What it has cost so far, in millionths of a US dollar."""
 
     def public(self) -> dict[str, object]:
         """As `GET /_emulator/requests` shows it: the body as JSON where it is any."""
@@ -50,6 +52,46 @@ class ModelStats(msgspec.Struct, kw_only=True):
     cache_read_input_tokens: int = 0
     output_tokens: int = 0
     cost_usd_micro: float = 0.0
+
+
+class Bill:
+    """One answer's bill, as a provider writes it: the prompt when the answer begins, the rest as it grows.
+
+    Nobody has to be there to read it. What was written for a client that left is billed all the same.
+    """
+
+    def __init__(self, stats: ModelStats, record: Record, price: Price) -> None:
+        self._stats = stats
+        self._record = record
+        self._price = price
+        self._written = 0
+
+    def prompt(self, paid: InputUsage) -> None:
+        """Bill the prompt."""
+        stats, price = self._stats, self._price
+        stats.calls += 1
+        stats.input_tokens += paid.uncached
+        stats.cache_creation_5m_input_tokens += paid.write_5m
+        stats.cache_creation_1h_input_tokens += paid.write_1h
+        stats.cache_read_input_tokens += paid.read
+        self._add(
+            paid.uncached * price.input
+            + paid.write_5m * price.write_5m
+            + paid.write_1h * price.write_1h
+            + paid.read * price.read
+        )
+
+    def written(self, tokens: int) -> None:
+        """Bill the answer up to so many tokens; never less than before."""
+        more = tokens - self._written
+        if more > 0:
+            self._written = tokens
+            self._stats.output_tokens += more
+            self._add(more * self._price.output)
+
+    def _add(self, micro: float) -> None:
+        self._stats.cost_usd_micro += micro
+        self._record.billed_usd_micro += micro
 
 
 class Ledger:
@@ -79,23 +121,11 @@ class Ledger:
             self._bytes -= len(self._records.popleft().body)
         return record
 
-    def bill(self, model: Model, paid: InputUsage, output: int) -> None:
-        """Add an answered request to the sums."""
-        stats = self.models.setdefault(model.id, ModelStats())
-        stats.calls += 1
-        stats.input_tokens += paid.uncached
-        stats.cache_creation_5m_input_tokens += paid.write_5m
-        stats.cache_creation_1h_input_tokens += paid.write_1h
-        stats.cache_read_input_tokens += paid.read
-        stats.output_tokens += output
-        price = model.price_of(paid.total)
-        stats.cost_usd_micro += (
-            paid.uncached * price.input
-            + paid.write_5m * price.write_5m
-            + paid.write_1h * price.write_1h
-            + paid.read * price.read
-            + output * price.output
-        )
+    def bill(self, record: Record, model: Model, paid: InputUsage) -> Bill:
+        """Begin an answer's bill with its prompt."""
+        bill = Bill(self.models.setdefault(model.id, ModelStats()), record, model.price_of(paid.total))
+        bill.prompt(paid)
+        return bill
 
     def latest(self, limit: int) -> list[dict[str, object]]:
         """Give the last `limit` requests, oldest first."""

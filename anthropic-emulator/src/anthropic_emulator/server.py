@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from typing import Final, NoReturn
 
 import msgspec
 from aiohttp import web
@@ -10,7 +10,7 @@ from aiohttp import web
 from anthropic_emulator import brain, cache, control, directives, events, faults, script, stream
 from anthropic_emulator.clock import Clock
 from anthropic_emulator.errors import ApiError, invalid
-from anthropic_emulator.ledger import Record, public_headers
+from anthropic_emulator.ledger import Bill, Record, public_headers
 from anthropic_emulator.models import MODELS, Model
 from anthropic_emulator.request import MessagesRequest
 from anthropic_emulator.settings import Settings
@@ -49,6 +49,7 @@ class _Call(msgspec.Struct, kw_only=True):
     request_id: str
     api_key: str
     record: Record
+    bill: Bill | None = None
     fault: faults.Fault | None = None
     stamped: bool = False
 
@@ -186,7 +187,7 @@ async def _messages(request: web.Request) -> web.StreamResponse:
     version = _version(request)
     early = request.headers.get("x-emulator-fault") or call.state.faults.from_rules(body)
     if early is not None:
-        await _fail_early(request, call, early)
+        await _fail_early(call, early)
     call.state.limits.admit(call.api_key)
     parsed = validate(decode(body), version)
     conversation = brain.read(parsed, call.state.clock.today())
@@ -194,8 +195,10 @@ async def _messages(request: web.Request) -> web.StreamResponse:
     if early is None:
         late = call.state.faults.from_script(played, call.api_key, conversation.step)
         if late is not None:
-            await _fail_early(request, call, late)
+            await _fail_early(call, late)
     message = _compose(call, parsed, conversation, played)
+    if call.fault is not None and call.fault.name == "disconnect":
+        _hang_up(request, call)
     call.stamped = played.stamp
     settings = call.state.settings
     timing = stream.Timing(
@@ -218,7 +221,7 @@ def _header_script(request: web.Request) -> directives.Script | None:
         raise invalid(f"x-emulator-script: {error}") from error
 
 
-async def _fail_early(request: web.Request, call: _Call, text: str) -> None:
+async def _fail_early(call: _Call, text: str) -> None:
     """Commit a fault that comes before the response, or keep one that comes in it."""
     fault = call.fault = faults.build(directives.parse_fault(text))
     call.record.fault = text
@@ -227,11 +230,14 @@ async def _fail_early(request: web.Request, call: _Call, text: str) -> None:
         raise error
     if fault.name == "delay":
         await asyncio.sleep(fault.delay_ms / 1000 if fault.seconds is None else fault.seconds)
-    if fault.name == "disconnect":
-        call.record.outcome = "fault"
-        assert request.transport is not None
-        stream.reset(request.transport)
-        raise ConnectionResetError
+
+
+def _hang_up(request: web.Request, call: _Call) -> NoReturn:
+    """Reset the connection before any byte of an answer that was written."""
+    call.record.outcome = "fault"
+    assert request.transport is not None
+    stream.reset(request.transport)
+    raise ConnectionResetError
 
 
 def _compose(
@@ -246,7 +252,9 @@ def _compose(
     thought = "" if reply.thinking is None or parsed.thinking.omitted else reply.thinking.text
     signature = "" if reply.thinking is None else _sign(parsed, thought)
     message = events.compose(parsed, reply, paid, signature, state.ids)
-    state.ledger.bill(parsed.model, paid, message.output_tokens)
+    call.bill = state.ledger.bill(call.record, parsed.model, paid)
+    if not parsed.stream or (call.fault is not None and call.fault.unheard):
+        call.bill.written(message.output_tokens)
     state.limits.spend(call.api_key, paid, message.output_tokens)
     call.record.usage = events.usage(message)
     call.record.stop_reason = message.stop_reason
@@ -279,7 +287,7 @@ async def _stream(
     fault = _in_stream(call)
     steps, end = stream.plan(events.opening(message), events.beats(message), timing, fault, _overloaded(call))
     headers = {"cache-control": "no-cache", "content-type": "text/event-stream; charset=utf-8"}
-    return await _pump(request, call, steps, end, {**call.headers(), **headers})
+    return await _pump(request, call, steps, end, {**call.headers(), **headers}, message.output_tokens)
 
 
 async def _whole(
@@ -300,13 +308,19 @@ async def _whole(
         document = document[: len(document) // 2]
         end = "cut" if fault.name == "cut" else "reset" if fault.name == "reset" else "eof"
     steps = [stream.Step(pause, document)]
-    return await _pump(request, call, steps, end, {**call.headers(), "content-type": "application/json"})
+    headers = {**call.headers(), "content-type": "application/json"}
+    return await _pump(request, call, steps, end, headers, message.output_tokens)
 
 
 async def _pump(
-    request: web.Request, call: _Call, steps: list[stream.Step], end: stream.End, headers: Mapping[str, str]
+    request: web.Request,
+    call: _Call,
+    steps: list[stream.Step],
+    end: stream.End,
+    headers: Mapping[str, str],
+    tokens: int,
 ) -> web.StreamResponse:
-    """Send steps, then end as planned; the record says how it went."""
+    """Send steps, then end as planned; the record says how it went, the bill how far the answer came."""
     response = web.StreamResponse(headers=headers)
     response.enable_chunked_encoding()
     try:
@@ -324,7 +338,9 @@ async def _pump(
     call.record.status = 200
     try:
         coalesce = call.fault is None or call.fault.name != "split"
-        pump = stream.Pump(response, transport, coalesce=coalesce, stamped=call.stamped)
+        assert call.bill is not None, "composing begins the bill"
+        meter = stream.Meter(tokens, call.bill.written)
+        pump = stream.Pump(response, transport, coalesce=coalesce, stamped=call.stamped, meter=meter)
         stayed = await pump.run(steps)
     finally:
         call.state.open_streams -= 1

@@ -8,7 +8,7 @@ import random
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Final, Literal
 
@@ -119,6 +119,20 @@ def reset(transport: asyncio.WriteTransport) -> None:
     transport.abort()
 
 
+class Meter:
+    """Tells how many of an answer's tokens are written when so many of its steps are."""
+
+    __slots__ = ("_tell", "_tokens")
+
+    def __init__(self, tokens: int, tell: Callable[[int], None]) -> None:
+        self._tokens = tokens
+        self._tell = tell
+
+    def at(self, steps: int, of: int) -> None:
+        """Note that `steps` of `of` are written."""
+        self._tell(-(-self._tokens * steps // of))
+
+
 class Pump:
     """Sends steps over a prepared chunked response, each at its time."""
 
@@ -129,7 +143,9 @@ class Pump:
         *,
         coalesce: bool,
         stamped: bool = False,
+        meter: Meter | None = None,
     ) -> None:
+        self._meter = meter
         self._chunked = response.chunked
         self._transport = transport
         self._coalesce = coalesce
@@ -161,16 +177,26 @@ class Pump:
         if self._done.done():
             return
         if self._transport.is_closing():
+            # What was due until we noticed has been written for nobody.
+            while self._next < len(self._steps) and self._due <= self._loop.time():
+                self._next += 1
+                self._advance()
+            self._told()
             self._done.set_result(False)
             return
         now = self._loop.time() + _EARLY
         if self._transport.get_write_buffer_size() < _HIGH_WATER:
             self._send_due(now)
+            self._told()
             if self._next == len(self._steps):
                 self._done.set_result(True)
                 return
         # Long gaps are cut into polls, so that a stalled stream ends when its client does.
         self._timer = self._loop.call_at(min(max(self._due, now), now + _POLL), self._tick)
+
+    def _told(self) -> None:
+        if self._meter is not None:
+            self._meter.at(self._next, len(self._steps))
 
     def _send_due(self, now: float) -> None:
         """Send what is due; everything at once if it may be joined, up to a slice."""
