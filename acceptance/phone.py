@@ -230,7 +230,7 @@ class Phone:
             async with aclosing(_events(response)) as events:
                 async for event in events:
                     ended = self.talk.apply(event)
-                    if event["type"] == "CUSTOM" and self._rng.random() < 0.9:
+                    if event.get("name") == "tool_call_pending" and self._rng.random() < 0.9:
                         call = event["value"]["toolCallId"]
                         self._answering.append(asyncio.create_task(self._answer(call)))
                     if ended is not None:
