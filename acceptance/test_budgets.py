@@ -46,6 +46,7 @@ _SUMS = (
     "GROUP BY GROUPING SETS ((c.user_id), ())"
 )
 _ALL = f"SELECT coalesce(sum({_AMOUNT}), 0) FROM myhealth.model_calls c"
+_SETTLED = "SELECT count(*) FROM myhealth.model_calls WHERE state = 'settled'"
 _COUNTERS = """
     SELECT s.user_id FROM myhealth.spending s
     LEFT JOIN (SELECT c.user_id, c.agent, sum(c.charged) AS spent,
@@ -268,8 +269,9 @@ async def _afterwards(fleet: Fleet, books: Books, connection: asyncpg.Connection
 
 # --- the whole system ---------------------------------------------------------------------------------------
 
-PHONES = 10
-HARM = 5
+PHONES = 8
+SETTLED = 100
+HARM = 3
 """Kills and freezes of each server."""
 _FAULTS = (
     "400",
@@ -312,7 +314,7 @@ async def _storm(site: Site, rng: random.Random) -> None:
             bad = asyncio.create_task(_trouble(model, random.Random(rng.random())))
             watch = asyncio.create_task(_never_below(model, reader))
             harm = [Injector(slot, random.Random(rng.random()), site.database_url) for slot in slots]
-            await weather(phones, asyncio.gather(*(each.run(HARM) for each in harm)))
+            await weather(phones, asyncio.gather(_enough(reader), *(each.run(HARM) for each in harm)))
             for task in (bad, watch):
                 task.cancel()
             await asyncio.gather(bad, return_exceptions=True)
@@ -330,10 +332,23 @@ async def _storm(site: Site, rng: random.Random) -> None:
 
 
 async def _trouble(model: aiohttp.ClientSession, rng: random.Random) -> None:
+    """Let every few calls fail, until cancelled."""
+    due = 0
     while True:
-        async with model.post("/_emulator/faults", json={"fault": rng.choice(_FAULTS)}) as response:
-            assert response.status == 201
-        await asyncio.sleep(rng.uniform(0.05, 0.25))
+        async with model.get("/_emulator/stats") as response:
+            asked = (await response.json())["requests"]
+        if asked >= due:
+            due = asked + rng.randint(2, 5)
+            async with model.post("/_emulator/faults", json={"fault": rng.choice(_FAULTS)}) as response:
+                assert response.status == 201
+        await asyncio.sleep(0.03)
+
+
+async def _enough(reader: asyncpg.Pool) -> None:
+    while (
+        await reader.fetchval("SELECT count(*) FROM myhealth.model_calls WHERE state = 'settled'") < SETTLED
+    ):
+        await asyncio.sleep(0.1)
 
 
 async def _never_below(model: aiohttp.ClientSession, reader: asyncpg.Pool) -> int:
@@ -380,7 +395,7 @@ async def _call_by_call(model: aiohttp.ClientSession, reader: asyncpg.Pool, look
         f"{dict(states)}, {looks} looks, {sum(left.values())} of the {sum(estimated.values())} "
         "estimated micro-dollars were billed"
     )
-    assert states["settled"] > 50
+    assert states["settled"] >= SETTLED
     assert states["estimated"] > 5
     assert states["released"] > 0
     assert looks > 10

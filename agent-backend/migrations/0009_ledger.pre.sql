@@ -88,9 +88,9 @@ CREATE FUNCTION myhealth.month_of(p_day date) RETURNS date
 CREATE FUNCTION myhealth.resets_at(p_scope text, p_day date) RETURNS timestamptz
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
-    SELECT (CASE WHEN p_scope LIKE '%month' THEN month_of(p_day) + interval '1 month'
+    SELECT (CASE WHEN p_scope LIKE '%month' THEN myhealth.month_of(p_day) + interval '1 month'
                  ELSE p_day + interval '1 day' END) AT TIME ZONE 'UTC'
-    $$ SET search_path = myhealth, pg_temp;
+    $$;
 
 -- --- global caps ----------------------------------------------------------------------------------------
 
@@ -226,26 +226,27 @@ BEGIN
 END
 $$;
 
+-- The small ones below run inside functions that set path and rights, which costs too much to be done again.
 -- A user's row, locked and rolled on to p_day (in memory: the caller writes it, or nothing).
 CREATE FUNCTION myhealth.lock_spending(p_user uuid, p_agent text, p_day date) RETURNS myhealth.spending
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = myhealth, pg_temp
+    LANGUAGE plpgsql
     AS $$
 DECLARE
-    v_row spending;
+    v_row myhealth.spending;
 BEGIN
-    SELECT * INTO v_row FROM spending s WHERE s.user_id = p_user AND s.agent = p_agent FOR NO KEY UPDATE;
+    SELECT * INTO v_row FROM myhealth.spending s WHERE s.user_id = p_user AND s.agent = p_agent FOR NO KEY UPDATE;
     IF NOT FOUND THEN
-        INSERT INTO spending (user_id, agent, day, month) VALUES (p_user, p_agent, p_day, month_of(p_day))
+        INSERT INTO myhealth.spending (user_id, agent, day, month) VALUES (p_user, p_agent, p_day, myhealth.month_of(p_day))
             ON CONFLICT DO NOTHING;
-        SELECT * INTO v_row FROM spending s WHERE s.user_id = p_user AND s.agent = p_agent FOR NO KEY UPDATE;
+        SELECT * INTO v_row FROM myhealth.spending s WHERE s.user_id = p_user AND s.agent = p_agent FOR NO KEY UPDATE;
     END IF;
-    RETURN rolled(v_row, p_day);
+    RETURN myhealth.rolled(v_row, p_day);
 END
 $$;
 
 -- The row as it is on p_day: a day or a month that is over counts no more.
 CREATE FUNCTION myhealth.rolled(p_row myhealth.spending, p_day date) RETURNS myhealth.spending
-    LANGUAGE plpgsql IMMUTABLE SET search_path = myhealth, pg_temp
+    LANGUAGE plpgsql IMMUTABLE
     AS $$
 BEGIN
     IF p_row.day < p_day THEN
@@ -254,8 +255,8 @@ BEGIN
         p_row.day_estimated := 0;
         p_row.day_reserved := 0;
     END IF;
-    IF p_row.month < month_of(p_day) THEN
-        p_row.month := month_of(p_day);
+    IF p_row.month < myhealth.month_of(p_day) THEN
+        p_row.month := myhealth.month_of(p_day);
         p_row.month_spent := 0;
         p_row.month_estimated := 0;
         p_row.month_reserved := 0;
@@ -265,9 +266,9 @@ END
 $$;
 
 CREATE FUNCTION myhealth.write_reservation(p_row myhealth.spending, p_amount bigint) RETURNS void
-    LANGUAGE sql SECURITY DEFINER SET search_path = myhealth, pg_temp
+    LANGUAGE sql
     AS $$
-    UPDATE spending s
+    UPDATE myhealth.spending s
         SET day = p_row.day, day_spent = p_row.day_spent, day_estimated = p_row.day_estimated,
             day_reserved = p_row.day_reserved + p_amount, month = p_row.month, month_spent = p_row.month_spent,
             month_estimated = p_row.month_estimated, month_reserved = p_row.month_reserved + p_amount
@@ -278,7 +279,7 @@ CREATE FUNCTION myhealth.write_reservation(p_row myhealth.spending, p_amount big
 -- agents: by name what a user may spend with it in a `day` (or nothing), and what over_budget needs to know.
 CREATE FUNCTION myhealth.tightest(
     p_user_row myhealth.spending, p_agent_row myhealth.spending, p_limits json, OUT scope text, OUT free bigint)
-    LANGUAGE sql IMMUTABLE SET search_path = myhealth, pg_temp
+    LANGUAGE sql IMMUTABLE
     AS $$
     SELECT c.scope, c.free FROM (VALUES
         ('user_day', (p_limits ->> 'user_day')::bigint - p_user_row.day_spent - p_user_row.day_reserved),
