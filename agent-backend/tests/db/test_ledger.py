@@ -23,16 +23,14 @@ from agent_backend.errors import LeaseLost
 
 from .owners import Owner, make_session
 
-NOON = dt.datetime(2026, 11, 27, 12, tzinfo=dt.UTC)
+NOON = dt.datetime(2026, 11, 9, 12, tzinfo=dt.UTC)
 CAPS = {"user_day": 4_000, "user_month": 9_000, "global_day": 7_000, "global_month": 20_000}
 AGENT_DAY = 3_500
 
 
-def limits(**caps: int) -> str:
-    asked = {**CAPS, **caps}
-    numbers = ", ".join(f'"{name}": {value}' for name, value in asked.items())
-    known = f'{{"coach": {{"day": {AGENT_DAY}, "prompt": 100, "input": "1", "least": 50}}}}'
-    return f'{{{numbers}, "agents": {known}}}'
+def limits(*, agent_day: int = AGENT_DAY, **caps: int) -> str:
+    known = {"coach": {"day": agent_day, "prompt": 100, "input": "1", "least": 50}}
+    return msgspec.json.encode({**CAPS, **caps, "agents": known}).decode()
 
 
 class Holder(NamedTuple):
@@ -115,12 +113,10 @@ async def test_an_answer_shrinks_to_what_is_left_but_not_below_what_is_useful(ho
     short = await ledger.reserve(database, holder.ask(call, limits=limits(user_day=550)))
     assert (short.granted, short.max_tokens) == (550, 25)
     await holder.settle(2, CallEnd(call_id=call, state="settled", charge=51))
-    none = await ledger.reserve(database, holder.ask(uuid4(), limits=limits(user_day=550)), NOON)
     later = await ledger.reserve(database, holder.ask(uuid4(), limits=limits(user_day=550)))
     assert later.over == "user_day"
     assert later.resets_at is not None
     assert later.resets_at > dt.datetime.now(dt.UTC)
-    assert none.over in (None, "user_day")
 
 
 async def test_reserving_again_under_the_same_id_reserves_nothing_more(
@@ -184,6 +180,56 @@ async def test_the_next_call_of_a_session_is_bounded_by_what_the_last_one_was(ho
     assert grown.granted == 70 + 50 + 10
     shrunk = await ledger.reserve(database, holder.ask(uuid4(), prompt_bytes=299, max_tokens=1))
     assert shrunk.granted == 299 + 10, "what is shorter is another conversation"
+
+
+@pytest.mark.parametrize("scope", ["user_day", "user_month", "agent_day", "global_day", "global_month"])
+async def test_each_cap_counts_what_is_reserved_and_what_is_spent(holder: Holder, scope: str) -> None:
+    database, call = holder.owner.database, uuid4()
+    caps = limits(**{**FAR, "agent_day": 10**9, scope: 1500})
+    granted = [
+        await ledger.reserve(database, holder.ask(each, limits=caps)) for each in (call, uuid4(), uuid4())
+    ]
+    assert [(each.granted, each.over) for each in granted] == [(1000, None), (500, None), (0, scope)]
+    await holder.settle(2, CallEnd(call_id=call, state="settled", charge=700))
+    last = await ledger.reserve(database, holder.ask(uuid4(), prompt_bytes=101, limits=caps))
+    assert last.over == scope, "300 came back, and 301 are needed"
+    assert last.resets_at is not None
+    assert (last.resets_at.day == 1) >= scope.endswith("month")
+    fits = await ledger.reserve(database, holder.ask(uuid4(), prompt_bytes=100, limits=caps))
+    assert (fits.granted, fits.max_tokens) == (300, 20)
+
+
+async def test_a_message_is_refused_when_what_is_spent_leaves_no_room(holder: Holder) -> None:
+    database, call, other = holder.owner.database, uuid4(), holder.claim.user_id
+    session = await make_session(database, other)
+
+    async def status(caps: str) -> str:
+        turn = uuid4()
+        accepted = await store.accept(
+            database,
+            user_id=other,
+            session_id=session,
+            turn_id=turn,
+            body_hash=b"",
+            message_id=str(turn),
+            content="[]",
+            on_busy=None,
+            run_started=b"{}",
+            incarnation=holder.owner.incarnation,
+            live=False,
+            dead=[],
+            max_queue=9,
+            limits=caps,
+        )
+        return accepted.status
+
+    await ledger.reserve(database, holder.ask(call, limits=limits(**FAR)))
+    assert await status(limits(user_day=1000)) == "created", "what is reserved may come back"
+    await holder.settle(2, CallEnd(call_id=call, state="settled", charge=1000))
+    for scope in ("user_day", "user_month", "global_day", "global_month"):
+        assert await status(limits(**{**FAR, scope: 1149})) == scope
+        assert await status(limits(**{**FAR, scope: 1150})) == "created"
+    assert await status(limits(agent_day=1149)) == "agent_day"
 
 
 # --- lost sessions ---

@@ -285,9 +285,12 @@ async def _stream(
 ) -> web.StreamResponse:
     """Send the events of a message, each at its time."""
     fault = _in_stream(call)
-    steps, end = stream.plan(events.opening(message), events.beats(message), timing, fault, _overloaded(call))
+    beats = list(events.beats(message))
+    steps, end = stream.plan(events.opening(message), beats, timing, fault, _overloaded(call))
     headers = {"cache-control": "no-cache", "content-type": "text/event-stream; charset=utf-8"}
-    return await _pump(request, call, steps, end, {**call.headers(), **headers}, message.output_tokens)
+    return await _pump(
+        request, call, steps, end, {**call.headers(), **headers}, (message.output_tokens, len(beats) + 1)
+    )
 
 
 async def _whole(
@@ -309,7 +312,7 @@ async def _whole(
         end = "cut" if fault.name == "cut" else "reset" if fault.name == "reset" else "eof"
     steps = [stream.Step(pause, document)]
     headers = {**call.headers(), "content-type": "application/json"}
-    return await _pump(request, call, steps, end, headers, message.output_tokens)
+    return await _pump(request, call, steps, end, headers, (message.output_tokens, 1))
 
 
 async def _pump(
@@ -318,9 +321,12 @@ async def _pump(
     steps: list[stream.Step],
     end: stream.End,
     headers: Mapping[str, str],
-    tokens: int,
+    whole: tuple[int, int],
 ) -> web.StreamResponse:
-    """Send steps, then end as planned; the record says how it went, the bill how far the answer came."""
+    """Send steps, then end as planned; the record says how it went, the bill how far the answer came.
+
+    `whole`: tokens and steps of the answer if nothing goes wrong.
+    """
     response = web.StreamResponse(headers=headers)
     response.enable_chunked_encoding()
     try:
@@ -339,7 +345,7 @@ async def _pump(
     try:
         coalesce = call.fault is None or call.fault.name != "split"
         assert call.bill is not None, "composing begins the bill"
-        meter = stream.Meter(tokens, call.bill.written)
+        meter = stream.Meter(whole[0], max(whole[1], len(steps)), call.bill.written)
         pump = stream.Pump(response, transport, coalesce=coalesce, stamped=call.stamped, meter=meter)
         stayed = await pump.run(steps)
     finally:

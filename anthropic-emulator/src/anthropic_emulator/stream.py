@@ -122,15 +122,16 @@ def reset(transport: asyncio.WriteTransport) -> None:
 class Meter:
     """Tells how many of an answer's tokens are written when so many of its steps are."""
 
-    __slots__ = ("_tell", "_tokens")
+    __slots__ = ("_steps", "_tell", "_tokens")
 
-    def __init__(self, tokens: int, tell: Callable[[int], None]) -> None:
+    def __init__(self, tokens: int, steps: int, tell: Callable[[int], None]) -> None:
         self._tokens = tokens
+        self._steps = steps
         self._tell = tell
 
-    def at(self, steps: int, of: int) -> None:
-        """Note that `steps` of `of` are written."""
-        self._tell(-(-self._tokens * steps // of))
+    def at(self, steps: int) -> None:
+        """Note that so many steps are written."""
+        self._tell(-(-self._tokens * steps // self._steps))
 
 
 class Pump:
@@ -196,7 +197,7 @@ class Pump:
 
     def _told(self) -> None:
         if self._meter is not None:
-            self._meter.at(self._next, len(self._steps))
+            self._meter.at(self._next)
 
     def _send_due(self, now: float) -> None:
         """Send what is due; everything at once if it may be joined, up to a slice."""
