@@ -77,6 +77,12 @@ def test_device_tools_and_approvals_are_said_in_the_file(tmp_path: Path) -> None
     assert load(tmp_path, text).approvals == ("get_trend",)
 
 
+def test_a_users_day_with_an_agent_may_be_limited_in_the_file(tmp_path: Path) -> None:
+    assert load(tmp_path).budget.usd_micros_per_user_day is None
+    text = GOOD.replace("usd_per_turn: 0.1", "usd_per_turn: 0.1\n  usd_per_user_day: 0.5", 1)
+    assert load(tmp_path, text).budget.usd_micros_per_user_day == 500_000
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "reason"),
     [
@@ -96,6 +102,7 @@ def test_device_tools_and_approvals_are_said_in_the_file(tmp_path: Path) -> None
         ("max_tokens: 1024", "max_tokens: 128001", 6, "more than claude-sonnet-5-5 takes"),
         ("max_steps: 5", "max_steps: 0", 11, "budget.max_steps: Expected `int` >= 1"),
         ("usd_per_turn: 0.1", "usd_per_turn: 0", 12, "budget.usd_per_turn: Expected `float` > 0"),
+        ("usd_per_turn: 0.1", "usd_per_turn: 0.1\n  usd_per_user_day: 0.0", 13, "usd_per_user_day"),
         ("usd_per_turn: 0.1", "usd_per_turn:", 12, "'budget.usd_per_turn' has no value"),
         ("thinking: off", "thinking: maybe", 7, "thinking: Invalid enum value 'maybe'"),
         ("thinking: off", "thinking: off\non_busy: panic", 8, "on_busy: Invalid enum value 'panic'"),

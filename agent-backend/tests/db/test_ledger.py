@@ -150,8 +150,9 @@ async def test_a_settle_closes_the_call_once_however_often_it_is_sent(
 ) -> None:
     call = uuid4()
     await ledger.reserve(holder.owner.database, holder.ask(call))
-    for _ in range(2):
-        await holder.settle(2, CallEnd(call_id=call, state=end[0], charge=end[1]))
+    # Sent again, and once more with another step, as after a settle that was refused.
+    for place in (2, 2, 3):
+        await holder.settle(place, CallEnd(call_id=call, state=end[0], charge=end[1]))
     assert await sums(database_url) == after
     rows = await ledger.read_usage(holder.owner.database, holder.claim.user_id)
     assert [(row.agent, row.day_reserved, row.day_spent, row.day_estimated) for row in rows] == [

@@ -126,3 +126,39 @@ async def test_a_used_up_day_ends_in_words_and_then_refuses(
         assert problem["left_usd_micros"] == 0
         assert dt.datetime.fromisoformat(problem["resets_at"]) == tomorrow()
     assert body["day"]["spent_usd_micros"] == told["usage"]["cost_usd_micros"]
+
+
+async def test_an_attempt_that_may_be_billed_is_paid_before_the_next(
+    tmp_path: Path, database_url: str, model: str
+) -> None:
+    """The connection breaks before a byte, the call is made again: the account holds both."""
+    async with served(tmp_path, database_url, model) as http:
+        session = await begin(http)
+        fault = f'[[emulator: id="{uuid4().hex}" tokens=5 fault=disconnect fault_times=1]]'
+        status, _, last = await say(http, session, fault)
+        assert (status, last["type"]) == (200, "RUN_FINISHED")
+        day = (await usage(http))["day"]
+        await say(http, session, "[[emulator: fault=400]]")
+        after = (await usage(http))["day"]
+    assert day["model_calls"] == 2
+    assert 0 < day["estimated_usd_micros"] < day["spent_usd_micros"]
+    assert day["reserved_usd_micros"] == 0
+    assert after["spent_usd_micros"] == day["spent_usd_micros"], "what is refused costs nothing"
+
+
+async def test_an_answer_that_is_stopped_is_charged_as_estimated(
+    tmp_path: Path, database_url: str, model: str
+) -> None:
+    async with served(tmp_path, database_url, model) as http:
+        session, turn = await begin(http), str(uuid4())
+        url = f"/v1/sessions/{session}/turns/{turn}"
+        text = "[[emulator: thinking=0 tokens=900 delay_ms=20]]"
+        headers = {"Accept": "text/event-stream"}
+        async with http.put(url, json={"content": text}, headers=headers) as response:
+            await response.content.readuntil(b"TEXT_MESSAGE_CONTENT")
+            async with http.post(url + "/cancel") as cancelled:
+                assert cancelled.status == 202
+            assert b"RUN_FINISHED" in await response.read()
+        day = (await usage(http))["day"]
+    assert day["reserved_usd_micros"] == 0
+    assert 0 < day["estimated_usd_micros"] == day["spent_usd_micros"] < 12_000

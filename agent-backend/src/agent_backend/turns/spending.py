@@ -71,7 +71,10 @@ class Spending:
         return TurnAccount(partial(self._reserve, live, turn_id))
 
     async def _reserve(self, live: LiveSession, turn_id: UUID, ask: _Call, instead_of: UUID | None) -> int:
-        """Reserve; return how many tokens the answer may have. Raises OverBudget, LeaseLost."""
+        """Reserve; return how many tokens the answer may have. Raises OverBudget, LeaseLost.
+
+        A request that is sent again asks for as much as before, so it gets all of it or nothing.
+        """
         reserved = await self._asked(
             Ask(
                 call_id=ask.id,
@@ -82,7 +85,7 @@ class Spending:
                 prompt_bytes=ask.prompt_bytes,
                 overhead_tokens=OVERHEAD_TOKENS,
                 max_tokens=ask.max_tokens,
-                least_tokens=LEAST_TOKENS,
+                least_tokens=LEAST_TOKENS if instead_of is None else ask.max_tokens,
                 input_price=ask.input_price,
                 output_price=ask.output_price,
                 limits=self.limits,
@@ -185,11 +188,8 @@ class TurnAccount:
         call = _Call(request)
         # Whatever comes of it: what failed is charged by this, or by the sweep.
         self._open = None
-        room = await self._reserve(call, failed.id)
+        await self._reserve(call, failed.id)
         self._open = call
-        if room < request.max_tokens:
-            # This much was asked for already: the difference is beyond the reservation for a moment.
-            metrics.over_reserved += 1
 
     def ended(self, done: StepDone) -> None:
         """Note that the open call ended well."""
