@@ -103,7 +103,10 @@ def _apply(event: dict[str, Any], held: list[dict[str, Any]]) -> None:
             known = {message["id"] for message in held}
             held.extend(m for m in event.get("input", {}).get("messages", []) if m["id"] not in known)
         case "TEXT_MESSAGE_START" | "REASONING_MESSAGE_START":
+            # Fixed words of the server carry their notice behind a tilde.
+            notice = event["messageId"].partition("~")[2]
             held.append({"id": event["messageId"], "role": event["role"], "content": ""})
+            held[-1].update({"name": notice} if notice else {})
         case "TEXT_MESSAGE_CONTENT" | "REASONING_MESSAGE_CONTENT":
             _find(held, event["messageId"])["content"] += event["delta"]
         case "TOOL_CALL_START":
