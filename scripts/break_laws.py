@@ -452,6 +452,8 @@ BREAKS = [
         "            if renewals[version]:\n                break\n",
         "",
         LOOK + "test_a_new_version_that_requires_renewal_is_asked_for_anew",
+    ),
+    Break(
         "a policy speaks of the user",
         SQL,
         "CREATE POLICY own ON myhealth.turns FOR SELECT TO agent_backend USING (user_id = (SELECT myhealth.current_user_id()));",

@@ -418,6 +418,23 @@ CREATE FUNCTION myhealth.global_used(p_day date)
     FROM allotments a WHERE month_of(a.day) = month_of(p_day)
     $$;
 
+-- Retention: the oldest closed calls go; budgets and GET /v1/me/usage look at the counters and at this month. Returns
+-- how many.
+CREATE FUNCTION myhealth.expire_calls(p_before timestamptz, p_limit integer) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = myhealth, pg_temp
+    AS $$
+DECLARE
+    v_count integer;
+BEGIN
+    DELETE FROM model_calls WHERE id IN (
+        SELECT c.id FROM model_calls c
+        WHERE c.state <> 'reserved' AND c.day < month_of(utc_day(clock_timestamp())) AND c.closed_at < p_before
+        LIMIT p_limit FOR UPDATE SKIP LOCKED);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_count;
+END
+$$;
+
 -- --- accepting and settling ---------------------------------------------------------------------------------
 
 -- Which cap a new message would meet at once: what is spent leaves less of it than the shortest call needs, with
@@ -657,10 +674,10 @@ REVOKE EXECUTE ON FUNCTION
     myhealth.utc_day, myhealth.month_of, myhealth.resets_at, myhealth.lock_global, myhealth.return_idle,
     myhealth.take_from_allotment, myhealth.close_call, myhealth.lock_spending, myhealth.rolled,
     myhealth.write_reservation, myhealth.tightest, myhealth.reserve, myhealth.charge_orphan,
-    myhealth.tend_global, myhealth.global_used, myhealth.over_budget, myhealth.accept_turn, myhealth.settle,
+    myhealth.expire_calls, myhealth.tend_global, myhealth.global_used, myhealth.over_budget, myhealth.accept_turn, myhealth.settle,
     myhealth.read_usage
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
-    myhealth.reserve, myhealth.charge_orphan, myhealth.tend_global, myhealth.accept_turn, myhealth.settle,
+    myhealth.reserve, myhealth.charge_orphan, myhealth.expire_calls, myhealth.tend_global, myhealth.accept_turn, myhealth.settle,
     myhealth.read_usage, myhealth.utc_day, myhealth.month_of, myhealth.rolled
     TO agent_backend;

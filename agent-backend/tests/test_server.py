@@ -86,7 +86,7 @@ def test_the_boot_loads_nothing_the_first_request_does_not_need(env: dict[str, s
     loaded = set(json.loads(done.stdout))
     assert {"agent_backend.app", "asyncpg", "uvloop", "httptools"} <= loaded
     assert not NOT_AT_BOOT & loaded
-    assert len(loaded) < 480, "each module costs the boot a millisecond"
+    assert len(loaded) < 490, "each module costs the boot a millisecond"
 
 
 async def test_a_request_that_comes_while_we_boot_is_answered_when_we_are_ready(

@@ -141,6 +141,7 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> Services:
             events=settings.event_retention_days,
             sessions=settings.session_retention_days,
             health=settings.health_retention_days,
+            calls=settings.ledger_retention_days,
             tombstones=settings.erasure_retention_days,
         ),
         accounts=_accounts(settings),

@@ -113,6 +113,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """When sessions without activity are deleted; 0 keeps them."""
     health_retention_days: float
     """When samples are deleted, by their time; 0 keeps them."""
+    ledger_retention_days: float
+    """When what single model calls have cost is deleted; a running month stays whole. 0 keeps it."""
     erasure_retention_days: float
     """How long an erased user's writes are refused; longer than tokens live and backups are kept."""
     tool_call_seconds: float
@@ -164,6 +166,7 @@ VARIABLES: dict[str, str] = {
     "REQUIRE_BIRTH_YEAR": "yes | no: no turns without a year of birth (default no in development, else yes)",
     "SESSION_RETENTION_DAYS": "idle sessions are deleted, 0 to 3650, 0 keeps all (default 0)",
     "HEALTH_RETENTION_DAYS": "older samples are deleted, 0 to 36500, 0 keeps all (default 0)",
+    "LEDGER_RETENTION_DAYS": "what single model calls cost, 0 to 3650, 0 keeps all (default 400)",
     "ERASURE_RETENTION_DAYS": "how long erased users are refused, 7 to 3650 (default 90)",
     "TOOL_CALL_SECONDS": "how long a device or the user has to answer a call, 1 to 86400 (default 120)",
     "USER_USD_PER_DAY": "0.01 to 1000000, of one user's model calls (default 1, in development 1000)",
@@ -403,6 +406,7 @@ def _read(reader: _Reader) -> Settings:
         == "yes",
         session_retention_days=reader.seconds("SESSION_RETENTION_DAYS", 0, 0, 3650),
         health_retention_days=reader.seconds("HEALTH_RETENTION_DAYS", 0, 0, 36_500),
+        ledger_retention_days=reader.seconds("LEDGER_RETENTION_DAYS", 400, 0, 3650),
         erasure_retention_days=reader.seconds("ERASURE_RETENTION_DAYS", 90, 7, 3650),
         tool_call_seconds=reader.seconds("TOOL_CALL_SECONDS", 120, 1, 86_400),
         user_usd_per_day=reader.usd("USER_USD_PER_DAY", 1000 if development else 1),

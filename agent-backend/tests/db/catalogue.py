@@ -20,6 +20,9 @@ WITHOUT_USERS: dict[str, str] = {
     "agent_versions": "prompts and tools by their hash; device tools as an app declared them",
     "health_metrics": "names and units of what can be measured",
     "jwks_cache": "the issuer's public keys",
+    "allotments": "what each server may still spend of the global budgets",
+    "global_spending": "what all users together have cost",
+    "erasure_key": "the key that tombstones are made with; the server may not read it",
 }
 """Table -> why it needs no owner. Anything else must have a user's column and row level security."""
 
@@ -41,6 +44,19 @@ SYSTEM_FUNCTIONS: dict[str, str] = {
     "work_left": "may this machine sleep; answers yes or no",
     "put_jwks": "the issuer's public keys",
     "read_jwks": "the issuer's public keys",
+    "reserve": "an owner, by incarnation and epoch; the user comes from the session's row",
+    "charge_orphan": "the ledger's sweep; answers with a call's id",
+    "expire_calls": "retention; answers with a number",
+    "tend_global": "sums over all users",
+    "collect_versions": "retention; answers with a number",
+    "expire_sessions": "retention; answers with a number",
+    "expire_samples": "retention, one user's batch at a time; answers with a number",
+    "expire_erasures": "retention; answers with a number",
+    "erasures_due": "is an erasure unfinished; answers yes or no",
+    "take_erasures": "goes on with erasures: tells the ids of users who are being erased",
+    "erase_step": "goes on with an erasure that was asked for",
+    "account_erased": "notes what became of an erased user's account",
+    "read_erasure": "a receipt, which names nobody; for who erases, by its random id",
 }
 """SECURITY DEFINER function without a user -> why the server may call it; it is trusted with these."""
 
@@ -53,6 +69,7 @@ ARGUMENTS: dict[str, Any] = {
     "p_zone text": "UTC",
     "p_before_id uuid": None,
     "p_through integer": None,
+    "p_required json": "{}",
 }
 """Name and type of arguments for which the value of their type (`_BY_TYPE`) would not do."""
 

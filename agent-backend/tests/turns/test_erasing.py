@@ -80,7 +80,7 @@ async def test_a_row_that_is_changed_while_it_is_being_deleted_goes_all_the_same
     database: Database, owner: asyncpg.Connection
 ) -> None:
     user = uuid4()
-    await profiles.write(database, user, profiles.Profile(), dt.datetime.now(dt.UTC))
+    await profiles.write(database, user, profiles.ProfilePut(), dt.datetime.now(dt.UTC))
     receipt = (await begin(database, user)).receipt
     async with database.as_user(user) as connection:
         await connection.execute("UPDATE profiles SET locale = 'de'")
@@ -336,7 +336,29 @@ async def test_sessions_go_when_nothing_has_happened_in_them_for_long_and_only_t
     await housekeeper(machine, sessions=30).round()
     left = {row[0] for row in await owner.fetch("SELECT id FROM myhealth.sessions")}
     assert left == {fresh, busy}
-    assert await traces(owner, str(idle)) == {}
+    assert set(await traces(owner, str(idle))) == {"model_calls"}, "what it cost stays"
+
+
+async def test_what_calls_cost_goes_when_it_is_old_but_never_of_a_running_month(
+    fleet: Fleet, owner: asyncpg.Connection
+) -> None:
+    machine = await fleet.machine()
+    session = await fleet.session(machine)
+    for _ in range(2):
+        await fleet.send(machine, session, "[[emulator: tokens=2]]")
+    await fleet.until_end(machine, session, runs=2)
+    assert await owner.fetchval("SELECT count(*) FROM myhealth.model_calls WHERE state = 'settled'") == 2
+    await owner.execute(
+        "UPDATE myhealth.model_calls SET closed_at = now() - interval '401 days', day = day - 401"
+        " WHERE id = (SELECT id FROM myhealth.model_calls LIMIT 1)"
+    )
+    await housekeeper(machine, calls=0).round()
+    assert await owner.fetchval("SELECT count(*) FROM myhealth.model_calls") == 2
+    await housekeeper(machine, calls=400).round()
+    assert await owner.fetchval("SELECT count(*) FROM myhealth.model_calls") == 1
+    await owner.execute("UPDATE myhealth.model_calls SET closed_at = now() - interval '401 days'")
+    await housekeeper(machine, calls=400).round()
+    assert await owner.fetchval("SELECT count(*) FROM myhealth.model_calls") == 1
 
 
 async def test_old_samples_go_with_the_figures_made_of_them(

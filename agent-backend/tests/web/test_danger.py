@@ -15,6 +15,7 @@ from agent_backend.errors import Forbidden, Unavailable
 from agent_backend.telemetry import metrics
 from agent_backend.turns.commands import Commands
 
+from ..consenting import agree
 from .serving import headers_for, serving, settings_for
 
 FLAGGED = "Ich will nicht mehr leben"
@@ -77,6 +78,7 @@ async def test_whatever_the_refusal(
 
 
 async def test_over_agui_too(http: aiohttp.ClientSession) -> None:
+    await agree(http)
     thread, other = str(uuid4()), {"id": "1", "role": "user", "content": "I have chest pain"}
     async with http.put(f"/v1/sessions/{thread}", json={"agent": "coach"}) as response:
         assert response.status == 201

@@ -13,6 +13,7 @@ from agent_backend.app import create_app
 from agent_backend.devtoken import user_id
 from agent_backend.settings import Settings
 
+from ..consenting import agree
 from ..health_data import SCALE, quantity
 from .serving import headers_for, serving, settings_for
 
@@ -41,6 +42,7 @@ class Api:
 async def api(tmp_path: Path, database_url: str) -> AsyncGenerator[Api]:
     settings = settings_for(tmp_path, database_url)
     async with serving(create_app(settings), settings) as url, aiohttp.ClientSession(url) as http:
+        await agree(http, **headers_for(settings, "alice"))
         yield Api(http, settings)
 
 
@@ -103,6 +105,7 @@ async def test_who_is_too_young_or_may_be_gets_no_turn(tmp_path: Path, database_
     settings = settings_for(tmp_path, database_url, REQUIRE_BIRTH_YEAR="yes")
     async with serving(create_app(settings), settings) as url, aiohttp.ClientSession(url) as http:
         api = Api(http, settings)
+        await agree(http, **headers_for(settings, "alice"))
         session = f"/v1/sessions/{uuid4()}"
         assert (await api.call("PUT", session, {"agent": "coach"}))[0] == 201
         this_year = dt.datetime.now(dt.UTC).year

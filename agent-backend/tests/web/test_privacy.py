@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import re
@@ -329,15 +330,25 @@ async def test_after_an_erasure_nothing_is_left_and_the_neighbour_has_everything
 async def test_an_erased_user_is_refused_and_others_are_not(served: Served) -> None:
     assert (await asked(served, "alice", "DELETE", "/v1/me"))[0] == 200
     sample = quantity("steps", "2026-01-05T10:00", "2026-01-05T10:05", 10)
+    [text] = [
+        each
+        for each in (await asked(served, "bob", "GET", "/v1/consents"))[1]["consents"]
+        if (each["purpose"], each["locale"]) == ("health_data_processing", "en")
+    ]
+    consent = {"version": text["version"], "text_hash": text["sha256"], "locale": "en"}
     writes: list[tuple[str, str, Any]] = [
         ("PUT", "/v1/me/profile", {"time_zone": "Europe/Berlin"}),
         ("PUT", f"/v1/sessions/{uuid4()}", {}),
-        ("PUT", "/v1/health/samples", {"samples": [sample]}),
+        ("PUT", f"/v1/me/consents/{text['purpose']}", consent),
     ]
     for method, path, body in writes:
         status, problem = await asked(served, "alice", method, path, json=body)
         assert (status, problem["code"]) == (410, "account_erased"), path
         assert (await asked(served, "bob", method, path, json=body))[0] in (200, 201)
+    upload: dict[str, Any] = {"samples": [sample]}
+    status, problem = await asked(served, "alice", "PUT", "/v1/health/samples", json=upload)
+    assert (status, problem["code"]) == (403, "consent_required"), "which an erased user cannot give"
+    assert (await asked(served, "bob", "PUT", "/v1/health/samples", json=upload))[0] == 200
     status, sessions = await asked(served, "alice", "GET", "/v1/sessions")
     assert (status, sessions["sessions"]) == (200, [])
     assert await traces(served.owner, str(user_id("alice"))) == {}
@@ -363,7 +374,8 @@ async def test_an_issuer_that_is_away_is_asked_again_until_the_account_is_gone(s
 async def test_an_account_that_is_gone_already_is_no_trouble(
     tmp_path: Path, database_url: str, owner: asyncpg.Connection
 ) -> None:
-    legacy = "header.payload.signature"
+    payload = base64.urlsafe_b64encode(json.dumps({"role": "service_role"}).encode()).decode().rstrip("=")
+    legacy = f"header.{payload}.signature"
     async with served_with(tmp_path, database_url, owner, SUPABASE_SERVICE_KEY=legacy) as served:
         served.issuer.answers[:] = [404]
         assert (await asked(served, "alice", "DELETE", "/v1/me"))[1]["account"] == "absent"
@@ -382,6 +394,14 @@ async def test_without_a_key_the_receipt_says_that_the_account_stays(
 async def test_the_document_is_of_these_operations() -> None:
     made = document((privacy.export_me, privacy.erase_me), ())
     answers = made["paths"]["/v1/me/export"]["get"]["responses"]
-    assert set(answers) == {"200", "401", "410", "429", "503"}
+    assert set(answers) == {"200", "401", "403", "410", "429", "503"}
     assert list(answers["200"]["content"]) == ["application/zip"]
-    assert set(made["paths"]["/v1/me"]["delete"]["responses"]) == {"200", "202", "401", "410", "503"}
+    assert set(made["paths"]["/v1/me"]["delete"]["responses"]) == {
+        "200",
+        "202",
+        "401",
+        "403",
+        "410",
+        "429",
+        "503",
+    }

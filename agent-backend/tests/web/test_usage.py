@@ -15,6 +15,7 @@ import pytest
 
 from agent_backend.app import create_app
 
+from ..consenting import agree
 from ..emulator import emulator
 from .serving import headers_for, serving, settings_for
 
@@ -36,6 +37,7 @@ async def served(
         serving(create_app(settings), settings) as url,
         aiohttp.ClientSession(url, headers=headers_for(settings)) as session,
     ):
+        await agree(session)
         yield session
 
 

@@ -21,6 +21,7 @@ SCOPES: frozenset[str] = frozenset(Scope.__args__)
 
 _RESERVE = "SELECT * FROM reserve($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
 _CHARGE_ORPHAN = "SELECT charge_orphan()"
+_EXPIRE_CALLS = "SELECT expire_calls($1, $2)"
 _TEND = "SELECT * FROM tend_global($1)"
 _READ_USAGE = "SELECT * FROM read_usage($1, $2)"
 
@@ -129,6 +130,11 @@ async def reserve(database: Database, ask: Ask, now: dt.datetime | None = None) 
 async def charge_orphan(database: Database) -> UUID | None:
     """Charge one call that its owner left open when it lost the session; None: there is none."""
     return await database.fetchval(_CHARGE_ORPHAN)
+
+
+async def expire_calls(database: Database, before: dt.datetime, limit: int) -> int:
+    """Delete closed calls of earlier months that ended before then; return how many."""
+    return await database.fetchval(_EXPIRE_CALLS, before, limit)
 
 
 async def tend_global(database: Database, now: dt.datetime | None = None) -> GlobalUse:

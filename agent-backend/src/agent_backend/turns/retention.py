@@ -14,7 +14,7 @@ from uuid import UUID
 
 import msgspec
 
-from agent_backend.db import erasures
+from agent_backend.db import erasures, ledger
 from agent_backend.db.events import compact
 from agent_backend.db.pool import Database
 from agent_backend.telemetry import Log
@@ -30,6 +30,7 @@ _LOGS = 200
 _SESSIONS = 20
 _SAMPLES = 5_000
 _VERSIONS = 200
+_CALLS = 2_000
 _RECEIPT_DAYS = 3 * 365
 """How long it can be shown that an erasure was carried out: claims lapse after three years (BGB 195)."""
 
@@ -43,6 +44,8 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
     """Sessions without activity."""
     health: float = 0
     """Samples, by their time."""
+    calls: float = 400
+    """What model calls have cost; a year's bills can be compared, and no current month is touched."""
     tombstones: float = 90
     """Of erased users: longer than tokens live, and than backups."""
 
@@ -117,6 +120,7 @@ class Housekeeper:
             Job("events", keep.events, self._events),
             Job("samples", keep.health, self._samples),
             Job("versions", None, self._versions),
+            Job("calls", keep.calls, self._calls),
             Job("tombstones", keep.tombstones, self._tombstones),
         ]
 
@@ -138,6 +142,9 @@ class Housekeeper:
 
     async def _versions(self, _before: dt.datetime) -> bool:
         return await erasures.collect_versions(self._database, _VERSIONS) == _VERSIONS
+
+    async def _calls(self, before: dt.datetime) -> bool:
+        return await ledger.expire_calls(self._database, before, _CALLS) == _CALLS
 
     async def _tombstones(self, before: dt.datetime) -> bool:
         receipts = dt.datetime.now(dt.UTC) - dt.timedelta(days=_RECEIPT_DAYS)
