@@ -82,6 +82,8 @@ PARAMETERS: dict[str, Parameter] = {
     "turn_id": Parameter("SELECT turn_id FROM myhealth.tool_calls WHERE user_id = $1", _uuid),
     "call": Parameter("SELECT id FROM myhealth.tool_calls WHERE user_id = $1", _call),
     "agent": Parameter(None, _word("coach")),
+    "purpose": Parameter(None, _word("third_party_ai")),
+    "goal_id": Parameter("SELECT id FROM myhealth.goals WHERE user_id = $1", _uuid),
 }
 IN_BODIES: dict[str, Parameter] = {
     "sample": Parameter("SELECT id FROM myhealth.health_quantities WHERE user_id = $1", _uuid),
@@ -100,6 +102,7 @@ IN_BODIES: dict[str, Parameter] = {
 
 _SPAN = {"start": "2026-11-01T08:00:00Z", "end": "2026-11-01T09:00:00Z", "source": "Watch", "device": "watch"}
 _STEPS = {"kind": "quantity", "id": "$sample", "metric": "steps", "value": 1.0, "unit": "count", **_SPAN}
+_GOAL = {"kind": "steps_per_day", "target": 8000}
 _HELLO = {"content": say(tokens=1)}
 _RUN = {"threadId": "$session_id", "runId": "$turn_id"}
 _SAID = {"id": "m", "role": "user", "content": say(tokens=1)}
@@ -141,6 +144,17 @@ OPERATIONS: dict[str, tuple[Probe, ...]] = {
     "get_daily": (Probe("own", query=_DAYS),),
     "get_profile": (OWN,),
     "put_profile": (Probe("own", {"time_zone": "UTC", "locale": "en"}),),
+    "list_consents": (OWN,),
+    "get_my_consents": (OWN,),
+    "put_consent": (Probe("own", {"version": "2026-01-01", "text_hash": "0" * 64, "locale": "en"}),),
+    "delete_consent": (Probe("ends"),),
+    "get_usage": (OWN,),
+    # Ids of goals are scoped to their user: A's is free for B.
+    "list_goals": (OWN,),
+    "put_goal": (Probe("own", _GOAL),),
+    "delete_goal": (OWN,),
+    "export_me": (OWN,),
+    "erase_me": (Probe("ends"),),
     "livez": (PUBLIC,),
     "readyz": (PUBLIC,),
     "version": (PUBLIC,),
@@ -239,6 +253,7 @@ BELONGINGS: list[tuple[str, str, Any]] = [
             ]
         },
     ),
+    ("PUT", "/v1/me/goals/$goal", {**_GOAL, "title": "$canary"}),
     ("GET", "/v1/health/daily?metric=steps&start=2026-10-31&end=2026-11-02", None),
 ]
 """Requests that give a user what there is beside conversations: $sample and $other are new ids."""
@@ -247,10 +262,11 @@ BELONGINGS: list[tuple[str, str, Any]] = [
 async def furnish(client: Client, database: asyncpg.Connection, name: str, user_id: str) -> Belongings:
     """Give a user one of everything: a conversation, a turn that waits for a device, health data."""
     canary = f"canary-{name}-{uuid4().hex}"
-    given = {"sample": _uuid(), "other": _uuid(), "canary": canary}
+    given = {"sample": _uuid(), "other": _uuid(), "goal": _uuid(), "canary": canary}
+    await client.consent()
     for method, path, body in BELONGINGS:
         options = {} if body is None else {"json": filled(body, given)}
-        status, answer = await client.call(method, path, **options)
+        status, answer = await client.call(method, path.replace("$goal", given["goal"]), **options)
         assert status in (200, 201, 204), (method, path, answer)
     said = say(f"{canary} my pulse", text=canary, tool="read_heart", args={})
     session = await _titled(client, canary)
