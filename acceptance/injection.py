@@ -100,7 +100,8 @@ class Victim:
         self.user = user
 
     async def settle_in(self, title: str, note: str) -> None:
-        """Have a profile, a goal and a workout."""
+        """Agree to everything; have a profile, a goal and a workout."""
+        await self._client.consent()
         await self._must("PUT", "/v1/me/profile", PROFILE)
         await self._must("PUT", "/v1/health/samples", {"samples": [sample(0, note=note)]})
         goal = {"kind": "steps_per_day", "target": 8000, "title": title}
@@ -125,7 +126,7 @@ class Victim:
         async with aclosing(self._client.sse(session, turn["cursor"])) as stream:
             async for each in stream:
                 events.append(each)
-                if each.type == "CUSTOM":
+                if each.type == "CUSTOM" and each.event["name"] == "tool_call_pending":
                     call = each.event["value"]["toolCallId"]
                     waited_for.append(await self._answer(session, call, case, text))
                 if each.type in ("RUN_FINISHED", "RUN_ERROR"):

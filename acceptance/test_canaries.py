@@ -120,6 +120,7 @@ async def _talk(day: Day, client: Client) -> str:
     value = {"kind": "quantity", "id": str(uuid4()), "metric": "steps", "value": 76543.03125, "unit": "count"}
     c.keep("health-value", "76543.03125")
     note = {"kind": "workout", "id": str(uuid4()), "activity": c["activity"], "duration_s": 60}
+    await client.consent()
     samples = [{**value, **span, "source": c["source"]}, {**note, **span, "note": c["note"], "source": "x"}]
     status, body = await client.call("PUT", "/v1/health/samples", json={"samples": samples})
     assert status == 200, body

@@ -158,7 +158,7 @@ async def test_an_erasure_beside_everything_else_leaves_nothing(
     assert await _traces(database, str(user)) == {}
     assert await _traces(database, "Watch of the erased") == {}
     assert await _traces(database, "read_diary") == {}
-    assert set(await _traces(database, str(spared))) == {"sessions"}
+    assert set(await _traces(database, str(spared))) == {"sessions", "consents"}
 
 
 async def _erase(client: Client) -> dict[str, dict[str, int]]:

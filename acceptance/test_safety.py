@@ -78,6 +78,7 @@ async def test_an_unsafe_answer_and_what_follows(site: Site, pair: Pair, as_user
 
 async def test_over_agui_and_in_the_request_itself(site: Site, pair: Pair, as_user: AsUser) -> None:
     a = as_user(pair.a, "carol")
+    await a.consent()
     thread = str(uuid4())
     message = {"id": "m1", "role": "user", "content": "I want to kill myself"}
     body = {"threadId": thread, "runId": str(uuid4()), "messages": [message]}
