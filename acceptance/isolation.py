@@ -219,7 +219,7 @@ def _known(name: str, spelled: str, parameters: list[str]) -> None:
 HEART = {
     "name": "read_heart",
     "description": "Reads the heart rate on the phone.",
-    "input_schema": {"type": "object", "properties": {}},
+    "input_schema": {"type": "object", "properties": {"day": {"type": "string"}}},
 }
 
 

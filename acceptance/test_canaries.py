@@ -70,7 +70,7 @@ def backend(day: Day) -> Generator[Backend]:
     """Run the server; its password is in the URL, whether this Postgres asks for it or not."""
     secrets = {
         "ANTHROPIC_API_KEY": day.canaries["model-key"],
-        "SUPABASE_SERVICE_KEY": day.canaries["service-key"],
+        "SUPABASE_SERVICE_KEY": "sb_secret_" + day.canaries["service-key"],
         "DATABASE_URL": _with_password(day.database.url, day.canaries["database-password"]),
     }
     settings = {"LOG_LEVEL": "debug", "METRICS_PORT": str(day.metrics_port)}
