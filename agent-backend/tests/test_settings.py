@@ -14,7 +14,7 @@ from agent_backend import __version__
 from agent_backend.errors import SettingsError
 from agent_backend.settings import VARIABLES, Secret, Settings, SettingsErrors, inspect, read
 
-MINIMAL = {"DATABASE_URL": "postgresql://user:hunter2@db.example/app"}
+MINIMAL = {"DATABASE_URL": "postgresql://user:hunter2@db.example/app?sslmode=require"}
 PRODUCTION = {
     **MINIMAL,
     "ENVIRONMENT": "production",
@@ -181,16 +181,31 @@ REFUSED = [
     ("SUPABASE_SERVICE_KEY", legacy(exp=1), "expired", "secret key"),
     ("SUPABASE_SERVICE_KEY", legacy(ref="other"), "another project", "same project"),
     ("SUPABASE_SERVICE_KEY", "a.b.c", "neither", "secret key"),
-    ("DATABASE_URL", f"{POOLER}:6543/postgres", "transaction pooler", "5432"),
-    ("DATABASE_URL", "postgresql://a:hunter2@db.ref.supabase.co:6543/postgres", "LISTEN", "5432"),
-    ("DATABASE_URL", POOLER.replace("agent.ref", "agent") + ":5432/postgres", "no project", "ROLE.REF"),
+    ("DATABASE_URL", f"{POOLER}:6543/postgres?sslmode=require", "transaction pooler", "5432"),
     (
         "DATABASE_URL",
-        POOLER.replace("agent.ref", "agent.other") + ":5432/postgres",
+        "postgresql://a:hunter2@db.ref.supabase.co:6543/postgres?sslmode=require",
+        "LISTEN",
+        "5432",
+    ),
+    (
+        "DATABASE_URL",
+        POOLER.replace("agent.ref", "agent") + ":5432/postgres?sslmode=require",
+        "no project",
+        "ROLE.REF",
+    ),
+    (
+        "DATABASE_URL",
+        POOLER.replace("agent.ref", "agent.other") + ":5432/postgres?sslmode=require",
         "another project",
         "same",
     ),
-    ("DATABASE_URL", "postgresql://a:hunter2@db.other.supabase.co:5432/postgres", "another project", "same"),
+    (
+        "DATABASE_URL",
+        "postgresql://a:hunter2@db.other.supabase.co:5432/postgres?sslmode=require",
+        "another project",
+        "same",
+    ),
     ("DATABASE_URL", "postgresql://a:[YOUR-PASSWORD]@db.ref.supabase.co:5432/postgres", "[YOUR", "password"),
     ("DATABASE_URL", "postgresql://a:hunter2#x@db.ref.supabase.co:5432/postgres", "taken apart", "%23"),
     ("DATABASE_URL", "postgresql://a:hunter2/x@db.ref.supabase.co:5432/postgres", "taken apart", "%2F"),
@@ -228,7 +243,6 @@ def test_a_wrong_credential_is_named_for_what_it_is(name: str, value: str, probl
         ("SUPABASE_SERVICE_KEY", "sb_secret_hunter2hunter2", None),
         ("SUPABASE_SERVICE_KEY", legacy(), "legacy key"),
         ("DATABASE_URL", f"{POOLER}:5432/postgres?sslmode=require", None),
-        ("DATABASE_URL", f"{POOLER}:5432/postgres", "TLS"),
         (
             "DATABASE_URL",
             POOLER.replace("eu-central-1", "us-east-1") + ":5432/postgres?sslmode=require",
@@ -237,7 +251,8 @@ def test_a_wrong_credential_is_named_for_what_it_is(name: str, value: str, probl
         ("DATABASE_URL", "postgresql://a:hunter2@db.ref.supabase.co:5432/postgres?sslmode=require", "IPv6"),
         ("DATABASE_URL", "postgresql://a:hunter2@127.0.0.1:6543/x", None),
         ("DATABASE_URL", "postgresql:///x?host=/tmp/socket", None),
-        ("DATABASE_URL", "postgresql://a:hunter%232@elsewhere.example/x", None),
+        ("DATABASE_URL", "postgresql://a:hunter%232@elsewhere.example/x?sslmode=verify-full", None),
+        ("DATABASE_URL", "postgresql://a:hunter2@top1.nearest.of.db.internal:5432/x", None),
         ("AUTH_HS256_SECRET", "hunter2" * 6, "whoever knows it"),
     ],
 )
@@ -248,6 +263,24 @@ def test_what_is_right_is_taken_and_what_is_doubtful_is_said(
     assert report.errors == []
     assert [warning in each.problem for each in report.warnings if warning] == ([True] if warning else [])
     assert read({**PRODUCTION, name: value}).environment == "production"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", f"{POOLER}:5432/postgres"),
+        ("DATABASE_URL", "postgresql://a:hunter2@elsewhere.example/x?sslmode=prefer"),
+        ("ANTHROPIC_BASE_URL", "http://proxy.example"),
+    ],
+)
+def test_outside_development_nothing_crosses_a_network_in_the_clear(name: str, value: str) -> None:
+    [error] = inspect({**PRODUCTION, name: value}).errors
+    assert error.problem.startswith(name)
+    there = {**MINIMAL, name: value}
+    assert [
+        each.problem for each in inspect(there).warnings if "TLS" in each.problem or "clear" in each.problem
+    ]
+    assert inspect(there).errors == []
 
 
 def test_in_development_keys_may_have_any_form() -> None:

@@ -10,7 +10,7 @@ import binascii
 import re
 from base64 import urlsafe_b64decode
 from typing import Any, NamedTuple
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -170,10 +170,10 @@ def database_url(value: str, project: str | None) -> list[Found]:
     ref = user.rpartition(".")[2] if pooler else direct["ref"] if direct else None
     if ref is not None and project is not None and ref != project:
         return [Found("is another project's than SUPABASE_URL", "take both from the same project")]
-    return _notes(pooler, parts, direct=direct is not None)
+    return _notes(pooler, direct=direct is not None)
 
 
-def _notes(pooler: re.Match[str] | None, parts: SplitResult, *, direct: bool) -> list[Found]:
+def _notes(pooler: re.Match[str] | None, *, direct: bool) -> list[Found]:
     notes: list[Found] = []
     if pooler and pooler["region"] != HOME_REGION:
         hint = f"health data belongs in {HOME_REGION} (Frankfurt), where the machines are"
@@ -181,7 +181,27 @@ def _notes(pooler: re.Match[str] | None, parts: SplitResult, *, direct: bool) ->
     if direct:
         hint = "Fly has IPv6; where you have none, such as on a laptop, take the session pooler"
         notes.append(Found("names the direct connection, which is IPv6 only", hint, fatal=False))
-    if (pooler or direct) and "sslmode=" not in parts.query:
-        hint = "add ?sslmode=require, so that the connection is never made without TLS"
-        notes.append(Found("does not insist on TLS", hint, fatal=False))
     return notes
+
+
+def plain_database(value: str) -> list[Found]:
+    """Look whether a database across a network may be reached without TLS; Fly's own network is encrypted."""
+    parts = urlsplit(value)
+    host = parts.hostname or ""
+    insists = re.search(r"(^|&)sslmode=(require|verify-ca|verify-full)(&|$)", parts.query) is not None
+    if not host or insists or _is_near(host):
+        return []
+    hint = "add ?sslmode=require, so that the connection is never made without TLS"
+    return [Found("does not insist on TLS", hint)]
+
+
+def plain_http(value: str) -> list[Found]:
+    """Look whether an address across a network is http://, where all could be read on the way."""
+    parts = urlsplit(value)
+    if parts.scheme != "http" or _is_near(parts.hostname or ""):
+        return []
+    return [Found("begins with http://, which sends keys and health data in the clear", "take https://")]
+
+
+def _is_near(host: str) -> bool:
+    return host in _HERE or host.endswith((".internal", ".flycast"))

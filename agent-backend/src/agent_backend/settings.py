@@ -474,7 +474,12 @@ def _check_credentials(reader: _Reader, settings: Settings) -> None:
     if (key := settings.auth_hs256_secret) and "AUTH_HS256_SECRET" not in wrong:
         reader.note("AUTH_HS256_SECRET", credentials.hs256_secret(key.reveal()))
     if settings.database_url and "DATABASE_URL" not in wrong:
-        reader.note("DATABASE_URL", credentials.database_url(settings.database_url.reveal(), project))
+        value = settings.database_url.reveal()
+        reader.note("DATABASE_URL", credentials.database_url(value, project))
+        reader.note("DATABASE_URL", credentials.plain_database(value), fatal=not development)
+    if "ANTHROPIC_BASE_URL" not in wrong:
+        found = credentials.plain_http(settings.anthropic_base_url)
+        reader.note("ANTHROPIC_BASE_URL", found, fatal=not development)
 
 
 def _wrong(reader: _Reader) -> set[str]:
