@@ -197,7 +197,9 @@ async def test_one_refused_event_harms_one_session(fleet: Fleet, database_url: s
     machine._recovery._sweep_now.set()
     events = await fleet.until_end(machine, bad)
     kinds = Counter(map(kind, events))
-    assert (kinds["MESSAGES_SNAPSHOT"], kinds["RUN_FINISHED"]) == (1, 1)
+    # More than one marker when the sweep took it before the trigger was gone.
+    assert kinds["MESSAGES_SNAPSHOT"] >= 1
+    assert kinds["RUN_FINISHED"] == 1
 
 
 @asynccontextmanager
