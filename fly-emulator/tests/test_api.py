@@ -160,7 +160,7 @@ async def test_lists_are_filtered(tmp_path: Path) -> None:
         quiet = await client.create(skip_launch=True, region="ams")
         await client.create(shell("sleep 60", metadata={"role": "worker"}))
         assert [found["id"] for found in await client.ok("GET", "?region=ams")] == [quiet]
-        assert [found["id"] for found in await client.ok("GET", "?state=created")] == [quiet]
+        assert [found["id"] for found in await client.ok("GET", "?state=created,stopped")] == [quiet]
         assert len(await client.ok("GET", "?metadata.role=worker")) == 1
         assert "config" not in (await client.ok("GET", "?summary=true"))[0]
 
@@ -176,17 +176,18 @@ async def test_bad_requests_are_told_what_is_wrong(tmp_path: Path) -> None:
             0
         ] == 200
         assert (await client.ask("POST", "", {"name": "x", "config": {"image": "x"}}))[0] == 409
-        for query in ("state=stopped", "state=nonsense", "timeout=61", "timeout=x", "timeout=0"):
+        for query in ("state=nonsense", "timeout=61", "timeout=x", "timeout=0"):
             assert (await client.ask("GET", f"/{machine}/wait?{query}"))[0] == 400, query
 
 
 async def test_wait_answers_408_with_flys_words(tmp_path: Path) -> None:
     async with serving(tmp_path) as client:
         machine = await client.create(skip_launch=True)
+        await client.ok("GET", f"/{machine}/wait?state=stopped")
         status, document = await client.ask("GET", f"/{machine}/wait?state=started&timeout=0.05")
         assert status == 408
         assert document["error"] == (
-            "deadline_exceeded: machine failed to reach desired state, started, currently created"
+            "deadline_exceeded: machine failed to reach desired state, started, currently stopped"
         )
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from fly_emulator.cloud.images import Entry, Images
 from fly_emulator.config.fly_toml import AppConfig, load
 from fly_emulator.config.summary import summary
 from fly_emulator.config.toml_problems import ConfigErrors, render
@@ -19,9 +20,12 @@ from fly_emulator.run import run as run_app
 EXIT_OPERATOR = 2
 
 app = typer.Typer(add_completion=False, help="A local Fly, from the fly.toml that is deployed.")
+image = typer.Typer(help="Images are names for local commands.")
+app.add_typer(image, name="image")
 
 # What every command that reads a fly.toml takes.
 File: TypeAlias = Annotated[Path, typer.Argument(help="The fly.toml.", show_default=True)]
+State: TypeAlias = Annotated[Path, typer.Option(help="Folder that survives a restart.")]
 Name: TypeAlias = Annotated[str | None, typer.Option("--app", "-a", help="The app's name, over the file's.")]
 
 
@@ -43,7 +47,7 @@ def run(
     api_port: Annotated[int, typer.Option(help="Of the Machines API; 0: a free one.")] = 4280,
     machines: Annotated[int, typer.Option(min=1, help="Machines of each group with services.")] = 2,
     minute: Annotated[str, typer.Option(help="How long one of Fly's minutes lasts, as in 1s.")] = "1m",
-    state: Annotated[Path, typer.Option(help="Folder that survives a restart.")] = Path(".fly-emulator"),
+    state: State = Path(".fly-emulator"),
     env: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE over the file's env; may be repeated.")
     ] = None,
@@ -73,6 +77,86 @@ def run(
     except EmulatorError as error:
         raise refused(error) from error
     raise typer.Exit(code)
+
+
+@app.command()
+def serve(
+    *,
+    port: Annotated[int, typer.Option(help="Of the API; 0: a free one.")] = 4280,
+    region: Annotated[str, typer.Option(help="The one region there is.")] = "fra",
+    minute: Annotated[str, typer.Option(help="How long one of Fly's minutes lasts, as in 1s.")] = "1m",
+    state: State = Path(".fly-emulator"),
+    env: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE that every machine gets; may be repeated.")
+    ] = None,
+    json: Annotated[bool, typer.Option(help="Print one line of JSON that says where everything is.")] = False,
+) -> None:
+    """Be a whole little Fly for flyctl: apps, images, secrets, releases, machines; until Ctrl-C."""
+    # Here, because GraphQL takes a tenth of a second to load and no other command needs it.
+    from fly_emulator.serve import ServeOptions  # noqa: PLC0415
+    from fly_emulator.serve import serve as serve_cloud  # noqa: PLC0415
+
+    try:
+        options = ServeOptions(
+            port=port,
+            region=region,
+            minute_seconds=_minute(minute),
+            state=state,
+            env=_pairs(env or []),
+            json=json,
+        )
+        code = serve_cloud(options)
+    except EmulatorError as error:
+        raise refused(error) from error
+    raise typer.Exit(code)
+
+
+@image.command("add")
+def image_add(
+    reference: Annotated[str, typer.Argument(help="As in registry.fly.io/app:tag.")],
+    *,
+    command: Annotated[str, typer.Option(help="What a machine with this image runs.")],
+    cwd: Annotated[str | None, typer.Option(help="Where it runs.")] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE that the image sets; may be repeated.")
+    ] = None,
+    pulls: Annotated[
+        str | None, typer.Option(help="A reference that is run in its place: a pull that failed unnoticed.")
+    ] = None,
+    state: State = Path(".fly-emulator"),
+) -> None:
+    """Let a name stand for a local command, as a push does; a server that runs sees it at once."""
+    try:
+        words = tuple(shlex.split(command))
+        if not words:
+            raise EmulatorError("--command is empty", hint="say what a machine with this image runs")
+        entry = Entry(command=words, cwd=cwd, env=_pairs(env or []), pulls=pulls)
+        typer.echo(f"{reference}@{Images(state).add(reference, entry)}")
+    except EmulatorError as error:
+        raise refused(error) from error
+
+
+@image.command("list")
+def image_list(*, state: State = Path(".fly-emulator")) -> None:
+    """Show the images, each with its digest and command."""
+    try:
+        known = Images(state).all()
+    except EmulatorError as error:
+        raise refused(error) from error
+    for reference, entry in sorted(known.items()):
+        note = f" (pulls {entry.pulls})" if entry.pulls else ""
+        typer.echo(f"{reference}@{entry.digest}  {shlex.join(entry.command)}{note}")
+
+
+@image.command("remove")
+def image_remove(
+    reference: Annotated[str, typer.Argument()], *, state: State = Path(".fly-emulator")
+) -> None:
+    """Forget an image; machines that have it keep it."""
+    try:
+        Images(state).remove(reference)
+    except EmulatorError as error:
+        raise refused(error) from error
 
 
 def _minute(text: str) -> float:

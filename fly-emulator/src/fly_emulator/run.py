@@ -13,7 +13,6 @@ import sys
 from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from secrets import token_urlsafe
 from typing import Any
 
 import msgspec
@@ -33,6 +32,7 @@ from fly_emulator.machines.fleet import Fleet, open_fleet
 from fly_emulator.machines.machine import Machine
 from fly_emulator.machines.settings import MachineSettings
 from fly_emulator.timescale import TimeScale
+from fly_emulator.token import new_token
 
 HOST = "127.0.0.1"
 DEFAULT_REGION = "fra"
@@ -104,7 +104,7 @@ async def _run(config: AppConfig, options: RunOptions, secrets: dict[str, str]) 
             log=_log_of_proxy,
             state_dir=options.state,
         )
-        token = _new_token(options.state)
+        token = new_token(options.state)
         api = await _serve_api(fleet, edge, options.api_port, token, stack)
         _arrange(fleet, config, options)
         await edge.start()
@@ -125,15 +125,6 @@ async def _run(config: AppConfig, options: RunOptions, secrets: dict[str, str]) 
             await _unless(stopped, _start_all(fleet))
         await stopped.wait()
     return 0
-
-
-def _new_token(state: Path) -> str:
-    """Make this run's token, and leave it in the state folder for this user's other programs."""
-    token, path = token_urlsafe(16), state / "token"
-    path.unlink(missing_ok=True)
-    path.touch(mode=0o600)
-    path.write_text(token, encoding="utf-8")
-    return token
 
 
 async def _open(config: AppConfig, options: RunOptions, secrets: dict[str, str]) -> Fleet:

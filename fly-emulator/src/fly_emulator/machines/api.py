@@ -9,7 +9,7 @@ import hmac
 import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -42,24 +42,18 @@ def create_api(
     *,
     make: Maker | None = None,
     trusted: bool = False,
+    apps: Iterable[web.AbstractRouteDef] | None = None,
 ) -> web.Application:
     """Build the application. `fleets` are the apps by name; what `make` makes is added to them.
 
-    `trusted` asks for no token: a machine's own socket.
+    `trusted` asks for no token: a machine's own socket. `apps` replaces the routes of `/v1/apps` itself.
     """
     chosen = settings or ApiSettings()
     app = web.Application(middlewares=[_errors, _only_from_here, _authenticate, _limit])
     app[API] = Api(fleets=fleets, make=make, trusted=trusted, token=chosen.token)
     app[API].limits = RateLimits() if chosen.rate_limits else None
-    app.add_routes(
-        [
-            web.get("/v1/apps", _list_apps),
-            web.post("/v1/apps", _create_app),
-            web.get("/v1/apps/{app}", _get_app),
-            web.delete("/v1/apps/{app}", _delete_app),
-            *api_machines.ROUTES,
-        ]
-    )
+    app.add_routes(_APPS if apps is None else apps)
+    app.add_routes(api_machines.ROUTES)
     return app
 
 
@@ -170,6 +164,14 @@ async def _delete_app(request: web.Request) -> web.StreamResponse:
     for machine in fleet.machines():
         await machine.destroy(force=True)
     return web.Response(status=202)
+
+
+_APPS: Final = (
+    web.get("/v1/apps", _list_apps),
+    web.post("/v1/apps", _create_app),
+    web.get("/v1/apps/{app}", _get_app),
+    web.delete("/v1/apps/{app}", _delete_app),
+)
 
 
 class MachineSockets:

@@ -61,8 +61,7 @@ async def _create(request: web.Request) -> web.StreamResponse:
         ttl = _number(document["lease_ttl"], "lease_ttl")
         fleet.leases.acquire(machine.id, ttl=ttl, nonce=None, version=machine.record.instance_id)
     answer = reply(_shown(fleet, machine))
-    if not document.get("skip_launch"):
-        fleet.background(machine.start, machine)
+    fleet.background(machine.prepare if document.get("skip_launch") else machine.start, machine)
     return answer
 
 
@@ -100,6 +99,7 @@ async def _update(request: web.Request) -> web.StreamResponse:
             f"aborted: machine version is {machine.record.instance_id}, not {current}", status=409
         )
     config = _config(document)
+    fleet.provision(config)
     states.admit("update", machine.state)
     accepted = asyncio.Event()
     done = asyncio.ensure_future(accepted.wait())
@@ -222,6 +222,16 @@ async def _exec(request: web.Request) -> web.StreamResponse:
     )
 
 
+async def _ps(request: web.Request) -> web.StreamResponse:
+    """Show the main child and where it listens, as seen inside: at the internal ports, on all addresses."""
+    _, machine = request.app[API].machine(request)
+    if machine.pid is None:
+        return reply([])
+    sockets = [{"proto": "tcp", "address": f"0.0.0.0:{port}"} for port in sorted(machine.listening())]
+    shown = {"pid": machine.pid, "stime": 0, "rtime": 0, "cpu": 0, "rss": 0, "command": "app"}
+    return reply([{**shown, "directory": str(machine.cwd or "/"), "listen_sockets": sockets}])
+
+
 async def _wait(request: web.Request) -> web.StreamResponse:
     fleet, machine = request.app[API].machine(request)
     wanted = request.query.getall("state", ["started"])
@@ -232,8 +242,6 @@ async def _wait(request: web.Request) -> web.StreamResponse:
     for state in wanted:
         if state != "settled" and state not in states.WAITABLE:
             raise StateError(f"invalid_argument: cannot wait for state: {state}", status=400)
-    if "stopped" in wanted and not version:
-        raise StateError("invalid_argument: instance_id is required when waiting for stopped", status=400)
     try:
         async with asyncio.timeout(seconds):
             while not _reached(machine, wanted, version):
@@ -257,7 +265,8 @@ def _reached(machine: Machine, wanted: list[str], version: str | None) -> bool:
             raise StateError(f"not_found: machine version not found: {version}", status=404)
         raise StateError(f"aborted: machine version {version} has been replaced", status=409)
     if state == "destroyed" and "destroyed" not in wanted:
-        raise StateError("aborted: machine has been destroyed", status=409)
+        # flyctl takes 404 for "it was quick": a release_command that is over (waitForReleaseCommandToFinish).
+        raise StateError("not_found: machine has been destroyed", status=404)
     return state in wanted or ("settled" in wanted and state in states.PERSISTENT | states.TERMINAL)
 
 
@@ -348,6 +357,7 @@ ROUTES: Final = (
     web.post(_ONE + "/restart", _restart),
     web.post(_ONE + "/signal", _signal),
     web.post(_ONE + "/exec", _exec),
+    web.get(_ONE + "/ps", _ps),
     web.get(_ONE + "/wait", _wait),
     web.get(_ONE + "/lease", _get_lease),
     web.post(_ONE + "/lease", _acquire_lease),

@@ -34,6 +34,8 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     cmd: tuple[str, ...] = ()
     cwd: str | None = None
     env: dict[str, str] = {}
+    digest: str = ""
+    """Of what is really run, as the API shows it; empty where images have none."""
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ from fly_emulator.machines.broadcast import Broadcast
 from fly_emulator.machines.events import EventSource
 from fly_emulator.machines.lease import Leases
 from fly_emulator.machines.machine import Machine
+from fly_emulator.machines.provision import FixedSecrets, Provision, Secrets
 from fly_emulator.machines.record import Record, new_record
 from fly_emulator.machines.settings import MachineSettings
 
@@ -43,12 +44,19 @@ class Fleet:
     """Implements `ports.FleetView` and `host.Host`. Make it with `open_fleet`, end it with `close`."""
 
     def __init__(
-        self, app: str, primary_region: str, directory: Path, settings: MachineSettings, log: Log
+        self,
+        app: str,
+        primary_region: str,
+        directory: Path,
+        settings: MachineSettings,
+        log: Log,
+        secrets: Secrets | None = None,
     ) -> None:
         self.app = app
         self.primary_region = primary_region
         self.settings = settings
         self.log = log
+        self.secrets = secrets or FixedSecrets(settings.secrets)
         self.changed = Broadcast()
         self.sockets: Callable[[str], Path | None] = lambda _: None
         """Says where a machine finds its API; `api.MachineSockets` sets it."""
@@ -117,10 +125,16 @@ class Fleet:
         region: str | None = None,
         cordoned: bool = False,
     ) -> Machine:
-        """Create a machine and leave it in `created`. Raises StateError (409) when the name is taken."""
+        """Create a machine and leave it in `created`. Raises StateError: 409 name taken, 400 no image."""
         if name is not None and any(machine.name == name for machine in self.machines()):
             raise StateError(f"already_exists: unique machine name violation, machine {name}", status=409)
-        record = new_record(config, name=name, region=region or self.primary_region, cordoned=cordoned)
+        record = new_record(
+            config,
+            self.provision(config),
+            name=name,
+            region=region or self.primary_region,
+            cordoned=cordoned,
+        )
         machine = self._machines[record.id] = Machine(record, self)
         self.save()
         self.changed.notify()
@@ -173,6 +187,12 @@ class Fleet:
                 headers={"User-Agent": "Consul Health Check"},
             )
         return self._client
+
+    def provision(self, config: MachineConfig) -> Provision:
+        """Return what a new version of a machine is given. Raises StateError (400): no such image."""
+        find = self.settings.find_image
+        image = None if find is None else find(config.image)
+        return Provision(image=image, secrets=self.secrets.version)
 
     async def ready(self, machine_id: str) -> None:
         """Make sure that the machine's API is there."""
@@ -283,9 +303,10 @@ async def open_fleet(
     directory: Path,
     settings: MachineSettings | None = None,
     log: Log | None = None,
+    secrets: Secrets | None = None,
 ) -> Fleet:
     """Make a fleet from its state directory. Raises EmulatorError: a damaged file, another emulator."""
-    fleet = Fleet(app, primary_region, directory, settings or MachineSettings(), log or Log())
+    fleet = Fleet(app, primary_region, directory, settings or MachineSettings(), log or Log(), secrets)
     try:
         await fleet.load()
     except EmulatorError:

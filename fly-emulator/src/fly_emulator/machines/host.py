@@ -8,7 +8,9 @@ from typing import Protocol
 import aiohttp
 
 from fly_emulator.log import Log
+from fly_emulator.machine_config import MachineConfig
 from fly_emulator.machines.broadcast import Broadcast
+from fly_emulator.machines.provision import Provision, Secrets
 from fly_emulator.machines.record import Record
 from fly_emulator.machines.settings import MachineSettings
 
@@ -21,6 +23,12 @@ class Host(Protocol):
     settings: MachineSettings
     log: Log
     changed: Broadcast
+
+    secrets: Secrets
+
+    def provision(self, config: MachineConfig) -> Provision:
+        """Return what a new version of a machine is given. Raises StateError (400): no such image."""
+        ...
 
     def save(self) -> None:
         """Write the state file."""

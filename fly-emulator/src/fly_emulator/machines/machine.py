@@ -166,7 +166,7 @@ class Machine:
         async with self._lock:
             states.admit("update", self.state)
             before, old = self.state, self.config
-            self.record.adopt(config)
+            self.record.adopt(config, self._host.provision(config))
             self._move("replacing", "update", "user")
             if accepted is not None:
                 accepted()
@@ -180,7 +180,8 @@ class Machine:
                 self._say(_LEFT_STOPPED)
                 self._move("stopped", "update", "flyd")
             else:
-                self._move("created", "update", "flyd")
+                # Not `created`: flyctl updates what sleeps so, and the proxy wakes it afterwards.
+                self._move("stopped", "update", "flyd")
 
     @uncancelled
     async def destroy(self, *, force: bool = False) -> None:
@@ -200,6 +201,23 @@ class Machine:
         """Take it out of routing, or back in."""
         self.record.cordoned = cordoned
         self._touched()
+
+    @uncancelled
+    async def prepare(self) -> None:
+        """Go from `created` to `stopped`, unless it was started meanwhile.
+
+        Fly does so once the image is there: flyctl waits for `stopped` before it starts a machine that it
+        created with `skip_launch` (internal/command/deploy/machines_releasecommand.go).
+        """
+        async with self._lock:
+            if self.state == "created":
+                self._move("stopped", "launch")
+
+    def listening(self) -> dict[int, int]:
+        """Return the internal ports where somebody listens, each with its real port."""
+        if self.state != "started":
+            return {}
+        return {port: own for port, own in self.ports.items() if not environment.is_free(own)}
 
     def set_metadata(self, key: str, value: str | None) -> None:
         """Set or remove one pair; the version stays."""
@@ -238,15 +256,20 @@ class Machine:
             self.config,
             identity,
             self.ports,
-            image=settings.image_of(self.config.image),
+            image=self.image,
             passed=settings.passed,
-            secrets=settings.secrets,
+            secrets=self._host.secrets.values(self.record.provision.secrets),
         )
+
+    @property
+    def image(self) -> environment.Image:
+        """What it runs: pulled at its last update, or what the settings say now."""
+        return self.record.provision.image or self._host.settings.image_of(self.config.image)
 
     @property
     def cwd(self) -> Path | None:
         """The directory its command runs in."""
-        cwd = self._host.settings.image_of(self.config.image).cwd
+        cwd = self.image.cwd
         return None if cwd is None else Path(cwd)
 
     # How they are done; the lock is held.
@@ -262,7 +285,7 @@ class Machine:
             self._say(note, level="warn")
         try:
             self.ports = environment.assign_ports(environment.internal_ports(self.config), self.ports)
-            argv = environment.command(self.config, settings.image_of(self.config.image), self.ports)
+            argv = environment.command(self.config, self.image, self.ports)
             self._say(f"Preparing to run: `{' '.join(argv)}`")
             process = await Process.spawn(
                 argv,

@@ -9,6 +9,7 @@ from fly_emulator.machine_config import MachineConfig
 from fly_emulator.machines import ids
 from fly_emulator.machines.events import Event, EventRequest, EventSource, EventType, event
 from fly_emulator.machines.processes import Identity
+from fly_emulator.machines.provision import Provision
 from fly_emulator.ports import State
 
 
@@ -18,6 +19,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     config: MachineConfig
     created_at: str
+    provision: Provision = Provision()
 
 
 class Record(msgspec.Struct, kw_only=True):
@@ -44,10 +46,17 @@ class Record(msgspec.Struct, kw_only=True):
         """The version in force."""
         return self.versions[-1].id
 
-    def adopt(self, config: MachineConfig) -> None:
+    @property
+    def provision(self) -> Provision:
+        """What the version in force was given."""
+        return self.versions[-1].provision
+
+    def adopt(self, config: MachineConfig, provision: Provision) -> None:
         """Put a new configuration in force."""
         self.config = config
-        self.versions.append(Version(id=ids.ulid(), config=config, created_at=timestamp()))
+        self.versions.append(
+            Version(id=ids.ulid(), config=config, created_at=timestamp(), provision=provision)
+        )
 
     def add(
         self,
@@ -62,7 +71,9 @@ class Record(msgspec.Struct, kw_only=True):
         self.events = [event(kind, status, source, request=request), *self.events][:keep]
 
 
-def new_record(config: MachineConfig, *, name: str | None, region: str, cordoned: bool) -> Record:
+def new_record(
+    config: MachineConfig, provision: Provision, *, name: str | None, region: str, cordoned: bool
+) -> Record:
     """Return a machine that is created and has never run."""
     moment = timestamp()
     return Record(
@@ -72,7 +83,7 @@ def new_record(config: MachineConfig, *, name: str | None, region: str, cordoned
         private_ip=ids.private_ip(),
         state="created",
         config=config,
-        versions=[Version(id=ids.ulid(), config=config, created_at=moment)],
+        versions=[Version(id=ids.ulid(), config=config, created_at=moment, provision=provision)],
         created_at=moment,
         updated_at=moment,
         cordoned=cordoned,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from fly_emulator.machines.environment import Image
@@ -14,6 +16,8 @@ class MachineSettings(msgspec.Struct, frozen=True, kw_only=True):
     image: Image = Image()
     """What every image reference stands for, unless `images` names it."""
     images: dict[str, Image] = {}
+    find_image: Callable[[str], Image] | None = None
+    """Asked at create and update instead, for good. Raises StateError (400): it cannot be pulled."""
     passed: dict[str, str] = {}
     """Variables of the host that machines get; the config's win over them."""
     secrets: dict[str, str] = {}

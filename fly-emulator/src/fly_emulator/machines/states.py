@@ -23,7 +23,7 @@ WAITABLE: Final[frozenset[State]] = frozenset({"started", "stopped", "suspended"
 
 TRANSITIONS: Final[dict[State, frozenset[State]]] = {
     "creating": frozenset({"created", "launch_failed"}),
-    "created": frozenset({"starting", "replacing", "destroying"}),
+    "created": frozenset({"starting", "stopped", "replacing", "destroying"}),
     "starting": frozenset({"started", "failed", "stopping", "destroying"}),
     "started": frozenset({"stopping", "stopped", "suspending", "restarting", "replacing", "destroying"}),
     "stopping": frozenset({"stopped", "destroying"}),

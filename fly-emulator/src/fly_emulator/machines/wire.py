@@ -169,7 +169,7 @@ def encode_summary(machine: Machine) -> dict[str, Any]:
         "name": record.name,
         "state": record.state,
         "region": record.region,
-        "image_ref": image_ref(record.config.image),
+        "image_ref": image_ref(record.config.image, machine.image.digest),
         "instance_id": record.instance_id,
         "version": record.instance_id,
         "private_ip": record.private_ip,
@@ -186,8 +186,9 @@ def encode_version(version: Version) -> dict[str, Any]:
     return {"version": version.id, "created_at": version.created_at, "user_config": config}
 
 
-def image_ref(reference: str) -> dict[str, Any]:
-    """Take an image reference apart; without a registry it is Docker's."""
+def image_ref(reference: str, digest: str = "") -> dict[str, Any]:
+    """Take an image reference apart; without a registry it is Docker's. `digest` is what is really run."""
     found = _REFERENCE.match(reference)
     parts = {} if found is None else {key: part for key, part in found.groupdict().items() if part}
-    return {"registry": "registry-1.docker.io", **parts} if parts else {}
+    ran = {"digest": digest} if digest else {}
+    return {"registry": "registry-1.docker.io", **parts, **ran} if parts else {}
