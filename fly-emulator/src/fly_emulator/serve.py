@@ -58,7 +58,6 @@ async def _serve(options: ServeOptions) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
-    options.state.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         settings = CloudSettings(
             region=options.region,
@@ -93,6 +92,7 @@ def flyctl_env(url: str, token: str) -> dict[str, str]:
         "FLY_NO_INCIDENTS_CHECK": "1",
         "FLY_SEND_METRICS": "0",
         "FLY_SYNTHETICS_AGENT": "0",
+        "FLY_TRACE_COLLECTOR_URL": url.removeprefix("http://"),
         "HTTPS_PROXY": url,
     }
 
@@ -116,7 +116,10 @@ def _tell(options: ServeOptions, where: Where) -> None:
     if options.json:
         sys.stdout.write(msgspec.json.encode(where).decode() + "\n")
     else:
-        sys.stdout.write("".join(f"export {name}={value}\n" for name, value in where.env.items()))
+        # A proxy that refuses is for flyctl alone, not for a shell in which there is also git.
+        shown = {name: value for name, value in where.env.items() if name != "HTTPS_PROXY"}
+        sys.stdout.write("".join(f"export {name}={value}\n" for name, value in shown.items()))
+        sys.stdout.write(f"# HTTPS_PROXY={where.api} before a flyctl stops its question for feature flags\n")
         sys.stdout.write("".join(f"# {name} at {url}\n" for name, url in where.apps.items()))
     sys.stdout.flush()
 

@@ -82,6 +82,7 @@ class Cloud:
     """Make it, `open` it, `close` it. `fleets` is what the Machines API serves."""
 
     def __init__(self, directory: Path, settings: CloudSettings, log: Callable[[str], None]) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.settings = settings
         self.images = Images(directory)
