@@ -52,6 +52,7 @@ def organization(each: Organization) -> Fields:
         "remoteBuilderImage": "",
         "limitedAccessTokens": connection([]),
         "members": {"edges": [member]},
+        "addOns": connection([]),
     }
 
 

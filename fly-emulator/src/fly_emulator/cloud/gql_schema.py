@@ -12,6 +12,7 @@ SCHEMA: Final = """
 scalar JSON
 scalar ISO8601DateTime
 scalar BigInt
+scalar AddOnType
 
 type Query {
   app(name: String, internalId: String): App
@@ -92,7 +93,20 @@ type Organization {
   remoteBuilderApp: App
   limitedAccessTokens: LimitedAccessTokenConnection!
   members: MemberConnection!
+  addOns(type: AddOnType): AddOnConnection!
 }
+type AddOnPlan { displayName: String! description: String }
+type AddOn {
+  id: ID!
+  name: String!
+  addOnPlan: AddOnPlan
+  privateIp: String
+  primaryRegion: String
+  readRegions: [String!]
+  options: JSON
+  metadata: JSON
+}
+type AddOnConnection { nodes: [AddOn!]! }
 type OrganizationConnection { nodes: [Organization!]! }
 type MemberConnection { edges: [MemberEdge!]! }
 type MemberEdge { cursor: String! node: User! joinedAt: ISO8601DateTime! role: String! }

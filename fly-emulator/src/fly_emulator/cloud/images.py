@@ -7,7 +7,10 @@ digest, in the machine's `image_ref`.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -63,21 +66,30 @@ class Images:
 
     def add(self, reference: str, entry: Entry) -> str:
         """Add an image, or replace it as a push does; return its digest. Raises EmulatorError."""
-        known = self.all()
-        if entry.pulls is not None and entry.pulls not in known:
-            raise EmulatorError(
-                f"there is no image {entry.pulls} to pull in its place", hint=f"add {entry.pulls} first"
-            )
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_private(self._path, msgspec.json.encode({**known, reference: entry}))
+        with self._alone():
+            known = self.all()
+            if entry.pulls is not None and entry.pulls not in known:
+                raise EmulatorError(
+                    f"there is no image {entry.pulls} to pull in its place", hint=f"add {entry.pulls} first"
+                )
+            write_private(self._path, msgspec.json.encode({**known, reference: entry}))
         return entry.digest
 
     def remove(self, reference: str) -> None:
         """Forget an image; machines that have it keep it. Raises EmulatorError."""
-        known = self.all()
-        if known.pop(reference, None) is None:
-            raise EmulatorError(f"there is no image {reference}", hint="fly-emulator image list")
-        write_private(self._path, msgspec.json.encode(known))
+        with self._alone():
+            known = self.all()
+            if known.pop(reference, None) is None:
+                raise EmulatorError(f"there is no image {reference}", hint="fly-emulator image list")
+            write_private(self._path, msgspec.json.encode(known))
+
+    @contextmanager
+    def _alone(self) -> Generator[None]:
+        """Keep others out who change the file at the same time: builds push side by side."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.with_suffix(".lock").open("w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def find(self, reference: str) -> Found | None:
         """Look a reference up, with or without a digest behind it, as a registry does."""
