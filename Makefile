@@ -7,7 +7,7 @@ ARGS ?=
 LOCKED = uv.lock pyproject.toml agent-backend/pyproject.toml anthropic-emulator/pyproject.toml \
 	fly-emulator/pyproject.toml myhealth-cli/pyproject.toml supabase-emulator/pyproject.toml scripts/bootstrap.py
 
-.PHONY: run test check bench soak clean
+.PHONY: run test check bench soak flyctl clean
 
 # Postgres, the model's emulator, the backend, demo data and a chat. Another port: make run PORT=3002.
 # An empty database: make run ARGS=--fresh
@@ -27,6 +27,10 @@ bench: .venv/.ready
 # A thousand faults behind the local Fly, by fixed seeds; writes acceptance/out/soak.json
 soak: .venv/.ready
 	.venv/bin/python -m acceptance.soak
+
+# The real flyctl for fly-emulator's tests, where Go and its module proxy are
+flyctl:
+	@$(PYTHON) scripts/flyctl.py
 
 .venv/.ready: $(LOCKED)
 	@$(PYTHON) scripts/bootstrap.py

@@ -65,7 +65,7 @@ def broken_rolling(fly: Fly) -> tuple[str, list[str], str]:
 
 
 def failing_check(fly: Fly) -> tuple[str, list[str], str, str]:
-    """Deploy what never passes its check; return flyctl's words, the tags, the release's fate, who answers."""
+    """Deploy what never passes its check; return flyctl's words, tags, the release's fate, who answers."""
     fly.app("ill")
     fly.deploy("ill", "v1")
     said = fly.deploy("ill", "v2", *QUIET, "--wait-timeout", "2s", check="/nope", code=1)
