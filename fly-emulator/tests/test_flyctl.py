@@ -6,8 +6,8 @@ What takes long because flyctl waits (bluegreen: two times ten seconds) runs bes
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from urllib.request import urlopen
@@ -73,26 +73,15 @@ def failing_check(fly: Fly) -> tuple[str, list[str], str, str]:
     return said, fly.tags("ill"), fate, ask(fly.url("ill"))["NUMBER"]
 
 
-SLOW: dict[str, Callable[[Fly], object]] = {
-    "bluegreen": bluegreen,
-    "broken bluegreen": broken_bluegreen,
-    "broken rolling": broken_rolling,
-    "failing check": failing_check,
-}
-
-
 class Beside:
     """Runs the slow ones in threads of their own, from the first test on."""
 
     def __init__(self, fly: Fly) -> None:
-        self._pool = ThreadPoolExecutor(len(SLOW))
-        self._started: dict[str, Future[object]] = {
-            name: self._pool.submit(work, fly) for name, work in SLOW.items()
-        }
-
-    def result(self, name: str) -> object:
-        """Wait for one."""
-        return self._started[name].result()
+        self._pool = ThreadPoolExecutor(4)
+        self.bluegreen = self._pool.submit(bluegreen, fly)
+        self.broken_bluegreen = self._pool.submit(broken_bluegreen, fly)
+        self.broken_rolling = self._pool.submit(broken_rolling, fly)
+        self.failing_check = self._pool.submit(failing_check, fly)
 
     def close(self) -> None:
         """Wait for all."""
@@ -186,7 +175,7 @@ def test_an_image_that_nobody_pushed_is_not_deployed(fly: Fly) -> None:
 
 
 def test_a_failing_check_fails_the_deploy_and_leaves_the_other_machine(beside: Beside) -> None:
-    said, tags, status, number = beside.result("failing check")  # type: ignore[misc]
+    said, tags, status, number = beside.failing_check.result()
     assert "health checks" in said
     assert tags == ["v1", "v2"]
     assert (status, number) == ("failed", "1")
@@ -226,7 +215,7 @@ def test_the_log_is_read(fly: Fly) -> None:
 
 
 def test_an_image_that_dies_at_boot_fails_a_rolling_deploy(beside: Beside) -> None:
-    said, tags, status = beside.result("broken rolling")  # type: ignore[misc]
+    said, tags, status = beside.broken_rolling.result()
     assert "the app appears to be crashing" in said
     assert "no database" in said
     assert tags == ["broken", "v1"]
@@ -234,13 +223,13 @@ def test_an_image_that_dies_at_boot_fails_a_rolling_deploy(beside: Beside) -> No
 
 
 def test_an_image_that_dies_at_boot_leaves_no_green_machine(beside: Beside) -> None:
-    said, tags = beside.result("broken bluegreen")  # type: ignore[misc]
+    said, tags = beside.broken_bluegreen.result()
     assert "could not get all green machines to be healthy" in said
     assert tags == ["v1", "v1"]
 
 
 def test_a_bluegreen_deploy_is_never_without_an_answer(beside: Beside) -> None:
-    seen, before, after = beside.result("bluegreen")  # type: ignore[misc]
+    seen, before, after = beside.bluegreen.result()
     assert {"1", "2"} == seen
     assert len(before) == len(after) == 1
     assert not set(before) & set(after)

@@ -206,6 +206,13 @@ async def test_auto_destroy_removes_it_when_it_is_done(tmp_path: Path) -> None:
         assert fleet.get(machine.id) is None
 
 
+async def test_auto_destroy_removes_it_when_it_is_stopped(tmp_path: Path) -> None:
+    async with opened(tmp_path) as fleet:
+        machine = await started(fleet, shell("sleep 60", auto_destroy=True))
+        await machine.stop()
+        assert machine.state == "destroyed"
+
+
 async def test_a_command_that_does_not_exist_fails_at_once(tmp_path: Path) -> None:
     lines: list[str] = []
     async with opened(tmp_path, lines=lines) as fleet:

@@ -379,6 +379,9 @@ class Machine:
         self._move("stopping", "stop", source)
         await self._end(kill_signal, kill_timeout, now=frozen)
         self._move("stopped")
+        if self.config.auto_destroy:
+            # However it ended: flyctl stops the machine of `fly console` and waits until it is destroyed.
+            await self._destroy("flyd")
 
     async def _end(
         self,
