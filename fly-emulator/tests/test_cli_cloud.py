@@ -71,6 +71,9 @@ def test_it_serves_until_it_is_told_to_end(tmp_path: Path) -> None:
                 assert made.status == 201
             with urlopen(Request(f"{where['api']}/_emulator/apps", headers=bearer), timeout=20) as apps:
                 assert json.loads(apps.read())["shop"].startswith("http://127.0.0.1:")
+            control = f"{where['api']}/_emulator/apps/shop/status"
+            with urlopen(Request(control, headers=bearer), timeout=20) as status:
+                assert json.loads(status.read())["requests"] == 0
         finally:
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=20)

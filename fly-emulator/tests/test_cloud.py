@@ -109,6 +109,19 @@ async def test_secrets_are_shown_by_digest_and_never_by_value(tmp_path: Path) ->
     assert mode & 0o077 == 0
 
 
+async def test_an_entrypoint_stays_before_a_command_of_the_machines_own(tmp_path: Path) -> None:
+    async with clouded(tmp_path) as client:
+        await client.app()
+        client.cloud.images.add(V2, Entry(command=("image",), entrypoint=("/bin/echo", "entry")))
+        for init in ({}, {"cmd": ["machine"]}):
+            config = {"image": V2, "init": init, "restart": {"policy": "no"}, "auto_destroy": True}
+            made = await client.ok("POST", "/v1/apps/shop/machines", {"config": config})
+            await client.ok("GET", f"/v1/apps/shop/machines/{made['id']}/wait?state=destroyed")
+        said = (await client.ok("GET", "/api/v1/apps/shop/logs?next_token="))["data"]
+        lines = [each["attributes"]["message"] for each in said]
+        assert [line for line in lines if line.startswith("entry")] == ["entry image", "entry machine"]
+
+
 async def test_an_image_that_is_not_there_cannot_be_pulled(tmp_path: Path) -> None:
     async with clouded(tmp_path) as client:
         await client.app()

@@ -116,6 +116,9 @@ def image_add(
     reference: Annotated[str, typer.Argument(help="As in registry.fly.io/app:tag.")],
     *,
     command: Annotated[str, typer.Option(help="What a machine with this image runs.")],
+    entrypoint: Annotated[
+        str, typer.Option(help="What stays before the command when another one is named, as of a container.")
+    ] = "",
     cwd: Annotated[str | None, typer.Option(help="Where it runs.")] = None,
     env: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE that the image sets; may be repeated.")
@@ -130,7 +133,8 @@ def image_add(
         words = tuple(shlex.split(command))
         if not words:
             raise EmulatorError("--command is empty", hint="say what a machine with this image runs")
-        entry = Entry(command=words, cwd=cwd, env=_pairs(env or []), pulls=pulls)
+        before = tuple(shlex.split(entrypoint))
+        entry = Entry(command=words, entrypoint=before, cwd=cwd, env=_pairs(env or []), pulls=pulls)
         typer.echo(f"{reference}@{Images(state).add(reference, entry)}")
     except EmulatorError as error:
         raise refused(error) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 from aiohttp import web
 
@@ -18,10 +20,11 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     seed: int = 0
 
 
-def control_routes(edge: Edge) -> list[web.RouteDef]:
-    """Return the routes of one edge."""
+def control_routes(edge_of: Callable[[web.Request], Edge], prefix: str = "/_emulator") -> list[web.RouteDef]:
+    """Return the routes below `prefix` of the edge that `edge_of` finds for a request."""
 
     async def cut(request: web.Request) -> web.Response:
+        edge = edge_of(request)
         try:
             wanted = msgspec.convert(await body(request), Cut)
             if wanted.probability:
@@ -32,7 +35,7 @@ def control_routes(edge: Edge) -> list[web.RouteDef]:
             raise StateError(f"invalid_argument: {error}", status=400) from error
         return web.Response(status=204)
 
-    async def status(_request: web.Request) -> web.Response:
-        return reply(edge.status())
+    async def status(request: web.Request) -> web.Response:
+        return reply(edge_of(request).status())
 
-    return [web.post("/_emulator/cut", cut), web.get("/_emulator/status", status)]
+    return [web.post(f"{prefix}/cut", cut), web.get(f"{prefix}/status", status)]

@@ -219,7 +219,7 @@ async def _serve_api(fleet: Fleet, edge: Edge, port: int, token: str, stack: Asy
     stack.push_async_callback(sockets.close)
     # It can run commands: not for whoever else has an account on this machine.
     api = create_api(fleets, ApiSettings(token=token))
-    api.add_routes(control_routes(edge))
+    api.add_routes(control_routes(lambda _: edge))
     runner = web.AppRunner(api, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)

@@ -17,7 +17,9 @@ from aiohttp import web
 
 from fly_emulator.cloud.api import create_cloud_api
 from fly_emulator.cloud.running import HOST, Cloud, CloudSettings
+from fly_emulator.control import control_routes
 from fly_emulator.edge.options import EdgeOptions
+from fly_emulator.edge.proxy import Edge
 from fly_emulator.errors import EmulatorError
 from fly_emulator.machines.api import ApiSettings
 from fly_emulator.machines.settings import MachineSettings
@@ -99,6 +101,7 @@ def flyctl_env(url: str, token: str) -> dict[str, str]:
 
 async def _listen(cloud: Cloud, port: int, token: str, stack: AsyncExitStack) -> str:
     api = create_cloud_api(cloud, ApiSettings(token=token))
+    api.add_routes(control_routes(lambda request: _edge(cloud, request), "/_emulator/apps/{app}"))
     runner = web.AppRunner(api, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
@@ -110,6 +113,10 @@ async def _listen(cloud: Cloud, port: int, token: str, stack: AsyncExitStack) ->
             hint="choose another with --port; 0 takes a free one",
         ) from error
     return f"http://{HOST}:{runner.addresses[0][1]}"
+
+
+def _edge(cloud: Cloud, request: web.Request) -> Edge:
+    return cloud.app(request.match_info["app"]).edge
 
 
 def _tell(options: ServeOptions, where: Where) -> None:

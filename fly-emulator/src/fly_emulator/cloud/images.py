@@ -28,6 +28,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What stands for an image."""
 
     command: tuple[str, ...]
+    entrypoint: tuple[str, ...] = ()
+    """Stays before the command when fly.toml or a release_command names another one."""
     cwd: str | None = None
     env: dict[str, str] = {}
     pulls: str | None = None
@@ -35,8 +37,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def digest(self) -> str:
-        """The same for the same command, directory and variables."""
-        content = msgspec.json.encode([self.command, self.cwd, sorted(self.env.items())])
+        """The same for the same commands, directory and variables."""
+        content = msgspec.json.encode([self.command, self.entrypoint, self.cwd, sorted(self.env.items())])
         return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
@@ -111,4 +113,4 @@ class Images:
         entries = self.all()
         entry = entries[found.reference]
         ran = entries.get(entry.pulls, entry) if entry.pulls else entry
-        return Image(cmd=ran.command, cwd=ran.cwd, env=ran.env, digest=ran.digest)
+        return Image(entrypoint=ran.entrypoint, cmd=ran.command, cwd=ran.cwd, env=ran.env, digest=ran.digest)
