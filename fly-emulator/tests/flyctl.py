@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -20,6 +21,7 @@ from .fleets import PROGRAMS
 
 ROOT = Path(__file__).resolve().parents[2]
 MISSING = "no flyctl: `make flyctl` builds it where Go's module proxy has it; or set FLYCTL to one"
+_NUMBERS = itertools.count()
 WEB = f"{sys.executable} -E -s {PROGRAMS / 'web.py'}"
 QUIET = ("--dns-checks=false", "--smoke-checks=false")
 """DNS checks ask 8.8.8.8; smoke checks look for ten seconds at every machine."""
@@ -88,19 +90,16 @@ class Fly:
         words = tuple(shlex.split(command))
         Images(self._folder / "state").add(reference, Entry(command=words, env=env or {}))
 
-    def toml(self, app: str, *, deploy: str = "", check: str = "/health") -> str:
+    def toml(self, app: str, *, deploy: str = "", check: str = "/health", more: str = "") -> str:
         """Write a fly.toml; return its path."""
-        path = self._folder / f"{app}-{abs(hash((deploy, check)))}.toml"
-        path.write_text(TOML.format(app=app, deploy=deploy, check=check), encoding="utf-8")
+        path = self._folder / f"{app}-{next(_NUMBERS)}.toml"
+        path.write_text(TOML.format(app=app, deploy=deploy, check=check) + more, encoding="utf-8")
         return str(path)
 
-    def deploy(
-        self, app: str, tag: str, *more: str, code: int = 0, deploy: str = "", check: str = "/health"
-    ) -> str:
-        """Deploy an image to an app."""
-        toml = self.toml(app, deploy=deploy, check=check)
+    def deploy(self, app: str, tag: str, *options: str, code: int = 0, **toml: str) -> str:
+        """Deploy an image to an app, with a fly.toml of what `toml` takes."""
         image = ("--image", f"registry.fly.io/{app}:{tag}")
-        return self.run("deploy", "-c", toml, *image, *(more or QUIET), code=code)
+        return self.run("deploy", "-c", self.toml(app, **toml), *image, *(options or QUIET), code=code)
 
     def app(self, name: str) -> None:
         """Make an app with three images: v1, v2, and one that dies at boot."""

@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from .flyctl import MISSING, ONE, QUIET, Fly, find_flyctl, serving
+from .flyctl import MISSING, ONE, QUIET, ROOT, Fly, find_flyctl, serving
 
 FLYCTL = find_flyctl()
 pytestmark = pytest.mark.skipif(FLYCTL is None, reason=MISSING)
@@ -192,6 +192,23 @@ def test_a_release_command_is_run_and_its_failure_leaves_the_old_version(fly: Fl
     assert "no such table" in said
     assert fly.tags("migrate") == ["v1"]
     assert ask(fly.url("migrate"))["NUMBER"] == "1"
+
+
+def test_a_machine_check_that_fails_fails_the_deploy(fly: Fly) -> None:
+    fly.app("probe")
+    fly.deploy("probe", "v1", *ONE)
+    check = (
+        '[[http_service.machine_checks]]\ncommand = ["sh", "-c", "echo at $FLY_TEST_MACHINE_IP; exit {}"]\n'
+    )
+    fly.deploy("probe", "v2", *ONE, more=check.format(0))
+    said = fly.deploy("probe", "v1", *ONE, more=check.format(4), code=1)
+    assert "exited with non-zero status of 4" in said
+    assert "at fdaa:" in said
+
+
+def test_the_fly_toml_that_is_deployed_is_valid(fly: Fly) -> None:
+    deployed = str(ROOT / "agent-backend" / "fly.toml")
+    assert "Configuration is valid" in fly.run("config", "validate", "--strict", "-c", deployed)
 
 
 def test_a_deploy_to_a_sleeping_app_checks_nothing(fly: Fly) -> None:
