@@ -47,9 +47,11 @@ NOT_AT_BOOT = {
     "pydantic",
     "requests",
     "rich",
+    "sentry_sdk",
     "sqlite3",
     "typer",
     "unittest",
+    "urllib3",
     "websockets.asyncio",
     "websockets.legacy",
     "yaml",
@@ -78,7 +80,11 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_the_boot_loads_nothing_the_first_request_does_not_need(env: dict[str, str]) -> None:
+@pytest.mark.parametrize("more", [{}, {"SENTRY_DSN": "http://0123abcd@127.0.0.1:1/7"}])
+def test_the_boot_loads_nothing_the_first_request_does_not_need(
+    env: dict[str, str], more: dict[str, str]
+) -> None:
+    env = {**env, **more}
     done = subprocess.run(
         [sys.executable, "-c", PROBE], env=env, capture_output=True, text=True, timeout=60, check=False
     )

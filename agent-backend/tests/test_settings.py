@@ -220,6 +220,14 @@ REFUSED = [
     ("AUTH_HS256_SECRET", "-----BEGIN-PUBLIC-KEY-----hunter2hunter2hunter2", "public key", "JWT Keys"),
     ("AUTH_HS256_SECRET", '{"kty":"EC","x":"hunter2hunter2hunter2"}', "public key", "JWT Keys"),
     ("AUTH_HS256_SECRET", legacy(), "not the secret", "JWT Keys"),
+    ("SENTRY_DSN", "hunter2", "not a DSN", "Client Keys"),
+    ("SENTRY_DSN", "https://[hunter2@sentry.example/7", "not a DSN", "Client Keys"),
+    ("SENTRY_DSN", "https://sentry.example/7?hunter2", "not a DSN", "Client Keys"),
+    ("SENTRY_DSN", "sntrys_hunter2", "auth token", "Client Keys"),
+    ("SENTRY_DSN", "https://abc:hunter2@sentry.example/7", "secret key", "Client Keys"),
+    ("SENTRY_DSN", "https://hunter2@sentry.example/project", "number of a project", "Client Keys"),
+    ("SENTRY_DSN", "http://hunter2@sentry.example/7", "https://", "Client Keys"),
+    ("SENTRY_DSN", "https://hunter2@sentry example/7", "blanks", "SENTRY_DSN"),
 ]
 
 
@@ -254,6 +262,8 @@ def test_a_wrong_credential_is_named_for_what_it_is(name: str, value: str, probl
         ("DATABASE_URL", "postgresql://a:hunter%232@elsewhere.example/x?sslmode=verify-full", None),
         ("DATABASE_URL", "postgresql://a:hunter2@top1.nearest.of.db.internal:5432/x", None),
         ("AUTH_HS256_SECRET", "hunter2" * 6, "whoever knows it"),
+        ("SENTRY_DSN", "https://0123456789abcdef@o1.ingest.de.sentry.io/4501", None),
+        ("SENTRY_DSN", "https://0123456789abcdef@bugs.example:8000/below/7", None),
     ],
 )
 def test_what_is_right_is_taken_and_what_is_doubtful_is_said(

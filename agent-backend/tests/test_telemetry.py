@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Generator
@@ -84,6 +85,36 @@ def test_libraries_are_written_in_our_form_without_arguments(capsys: pytest.Capt
     logging.getLogger("uvicorn.error").error("Invalid UTF-8 sequence received from client.")
     (line,) = lines(capsys)
     assert (line["logger"], line["template"]) == ("some.library", "lost %s")
+
+
+async def test_what_asyncio_says_of_a_lost_error_does_not_quote_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure("info")
+    lost = asyncio.get_running_loop().create_future()
+    lost.set_exception(ValueError("my blood pressure"))
+    del lost
+    (line,) = lines(capsys)
+    assert line["template"] == "Future exception was never retrieved"
+    assert (line["level"], line["error"]) == ("error", "ValueError")
+
+
+def test_an_error_is_counted_and_handed_on(capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[object] = []
+
+    def keep(*what: object) -> None:
+        told.append(what)
+
+    telemetry.also_report(keep)
+    before = telemetry.metrics.errors["test"]
+    error = ValueError("x")
+    log.error("broken", error=error, n=1)
+    log.warning("mended", error=error)
+    telemetry.also_report(None)
+    log.error("unheard")
+    assert told == [("test", "broken", error, {"n": 1})]
+    assert telemetry.metrics.errors["test"] == before + 2
+    assert len(lines(capsys)) == 3
 
 
 def test_a_histogram_counts_up_to_and_including_each_bound() -> None:

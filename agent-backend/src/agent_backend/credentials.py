@@ -133,6 +133,31 @@ def hs256_secret(value: str) -> list[Found]:
     return [Found(accepted, "remove it once the project signs with ES256", fatal=False)]
 
 
+def sentry_dsn(value: str, *, development: bool) -> list[Found]:
+    """Look at the address that errors are sent to: scheme://KEY@HOST/PROJECT, as Sentry's SDKs take it."""
+    token = value.startswith("sntry")
+    wrong = "is an auth token of Sentry, not a DSN" if token else _wrong_dsn(value, development=development)
+    hint = "take it from Sentry: project settings > Client Keys (DSN): https://KEY@HOST/PROJECT"
+    return [Found(wrong, hint)] if wrong else []
+
+
+def _wrong_dsn(value: str, *, development: bool) -> str | None:
+    try:
+        parts = urlsplit(value)
+        whole = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return "is not a DSN"
+    if not whole or not re.fullmatch(r"[A-Za-z0-9-]+", parts.username or ""):
+        return "is not a DSN"
+    if parts.password is not None:
+        return "has a secret key in it, which Sentry has given up"
+    if not re.fullmatch(r"(/[A-Za-z0-9._-]+)*/[0-9]+", parts.path) or parts.query or parts.fragment:
+        return "does not end with the number of a project"
+    if parts.scheme == "http" and not development:
+        return "does not begin with https://, which only development may do"
+    return None
+
+
 # --- the database ---------------------------------------------------------------------------------
 
 

@@ -31,6 +31,10 @@ _LAST_LOOK_SECONDS = 0.03
 _HALVES_SECONDS = 2.0
 _CLOSE_SECONDS = 5
 """What connections get to close after the drain."""
+_REPORT_SECONDS = 2.0
+"""What the last errors get to reach Sentry."""
+_KILL_SECONDS = 4.5
+"""How long after DRAIN_SECONDS the host kills, less a little: fly.toml's kill_timeout."""
 _MAX_FRAME = 64 * 1024
 
 _YOUNG_OBJECTS = 10_000
@@ -46,6 +50,8 @@ class Server(uvicorn.Server):
     _sleeping: asyncio.Task[None] | None = None
     _listening: Sequence[socket] = ()
     _asleep = False
+    stopping_since: float | None = None
+    """On the monotonic clock."""
     _halves_since: float | None = None
     """Since when only halves of heads have been in the way of sleep."""
 
@@ -134,6 +140,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Drain while still accepting, then close."""
+        self.stopping_since = time.monotonic()
         if self._sleeping is not None:
             self._sleeping.cancel()
         if self._asleep:
@@ -173,6 +180,11 @@ def run(settings: Settings, listening: socket) -> int:
     """Serve on a listening socket until a signal; return 0. Raises OperatorError when it cannot start."""
     telemetry.note_boot_phase("imported")
     telemetry.configure(settings.log_level, machine=settings.machine_id)
+    reporter = None
+    if settings.sentry_dsn:
+        from agent_backend import sentry  # noqa: PLC0415 - most boots need none
+
+        reporter = sentry.install(settings)
     refusals: list[OperatorError] = []
     server = Server(config(create_app(settings, refusals.append), settings))
     try:
@@ -181,4 +193,8 @@ def run(settings: Settings, listening: socket) -> int:
         if refusals:
             raise refusals[0] from None
         raise
+    finally:
+        if reporter is not None:
+            stopping = time.monotonic() - (server.stopping_since or time.monotonic())
+            reporter.close(min(_REPORT_SECONDS, settings.drain_seconds + _KILL_SECONDS - stopping))
     return 0

@@ -133,6 +133,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     trust_fly_client_ip: bool
     """Whether Fly-Client-IP is believed, from a private address."""
     log_level: LogLevel
+    sentry_dsn: Secret
+    """Empty: errors are only logged."""
 
 
 VARIABLES: dict[str, str] = {
@@ -179,10 +181,11 @@ VARIABLES: dict[str, str] = {
     "development 0)",
     "TRUST_FLY_CLIENT_IP": "on | off: believe Fly-Client-IP (default on where FLY_APP_NAME is set)",
     "LOG_LEVEL": "debug | info | warning | error (default info)",
+    "SENTRY_DSN": "https://KEY@HOST/PROJECT: where errors are sent (default: they are only logged)",
 }
 
 
-_SECRETS = ("DATABASE_URL", "ANTHROPIC_API_KEY", "SUPABASE_SERVICE_KEY", "AUTH_HS256_SECRET")
+_SECRETS = ("DATABASE_URL", "ANTHROPIC_API_KEY", "SUPABASE_SERVICE_KEY", "AUTH_HS256_SECRET", "SENTRY_DSN")
 _HIDDEN = "a value that looks like a secret"
 _SHORTEST_SECRET = 6
 
@@ -418,6 +421,7 @@ def _read(reader: _Reader) -> Settings:
         limit_factor=reader.seconds("LIMIT_FACTOR", 0 if development else 1, 0, 1000),
         trust_fly_client_ip=reader.switch("TRUST_FLY_CLIENT_IP", reader.get("FLY_APP_NAME") is not None),
         log_level=reader.one_of("LOG_LEVEL", "info", _LOG_LEVELS),
+        sentry_dsn=reader.secret("SENTRY_DSN"),
     )
 
 
@@ -471,6 +475,8 @@ def _check_credentials(reader: _Reader, settings: Settings) -> None:
     if (key := settings.anthropic_api_key) and "ANTHROPIC_API_KEY" not in wrong:
         found = credentials.anthropic_key(key.reveal(), settings.anthropic_base_url)
         reader.note("ANTHROPIC_API_KEY", found, fatal=not development)
+    if (dsn := settings.sentry_dsn) and "SENTRY_DSN" not in wrong:
+        reader.note("SENTRY_DSN", credentials.sentry_dsn(dsn.reveal(), development=development))
     if (key := settings.auth_hs256_secret) and "AUTH_HS256_SECRET" not in wrong:
         reader.note("AUTH_HS256_SECRET", credentials.hs256_secret(key.reveal()))
     if settings.database_url and "DATABASE_URL" not in wrong:

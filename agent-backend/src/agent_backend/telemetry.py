@@ -27,6 +27,8 @@ import msgspec
 
 Value: TypeAlias = "str | int | float | bool | UUID | None"
 Level: TypeAlias = Literal["debug", "info", "warning", "error"]
+Report: TypeAlias = "Callable[[str, str, BaseException | None, dict[str, Value]], None]"
+"""Takes part, action, exception and fields of what was logged as an error."""
 
 _LEVELS: dict[str, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _MAX_VALUE = 120
@@ -39,11 +41,12 @@ _encode = msgspec.json.Encoder().encode
 class _Output:
     """Where log lines go, and what every line carries."""
 
-    __slots__ = ("common", "threshold")
+    __slots__ = ("common", "report", "threshold")
 
     def __init__(self) -> None:
         self.threshold = _LEVELS["info"]
         self.common: dict[str, str] = {}
+        self.report: Report | None = None
 
 
 _output = _Output()
@@ -54,6 +57,11 @@ def configure(level: Level, **common: str) -> None:
     _output.threshold = _LEVELS[level]
     _output.common = common
     _capture_libraries(_LEVELS[level])
+
+
+def also_report(report: Report | None) -> None:
+    """Hand every error to `report` as well, which must not block and not raise; None: to nobody."""
+    _output.report = report
 
 
 class Log:
@@ -82,6 +90,9 @@ class Log:
     def error(self, action: str, *, error: BaseException | None = None, **fields: Value) -> None:
         """Write what went wrong and somebody has to look at."""
         self._write("error", action, fields, error)
+        metrics.errors[self.part] += 1
+        if _output.report is not None:
+            _output.report(self.part, action, error, fields)
 
     def _write(
         self, level: Level, action: str, fields: dict[str, Value], error: BaseException | None
@@ -139,7 +150,9 @@ class _LibraryHandler(logging.Handler):
         if record.name == "uvicorn.error" and str(record.msg).startswith(_SAID_ELSEWHERE):
             return
         error = record.exc_info[1] if record.exc_info else None
-        fields: dict[str, Value] = {"logger": record.name, "template": str(record.msg).strip()}
+        # Its first line: asyncio goes on with the repr of a future, and so with an exception's text.
+        template = str(record.msg).strip().partition("\n")[0]
+        fields: dict[str, Value] = {"logger": record.name, "template": template}
         log = Log("library")
         if record.name == "uvicorn.error" and str(record.msg).startswith(_CLIENTS_FAULT):
             log.debug("library_log", **fields)
@@ -220,6 +233,10 @@ class Metrics:
         """Asked at each scrape; the app sets it once the pool is open."""
         self.limited: defaultdict[str, int] = defaultdict(int)
         """limit -> what was refused or, for streams and connections, cut because of it."""
+        self.errors: defaultdict[str, int] = defaultdict(int)
+        """part -> log lines of level error: each one is for somebody to look at."""
+        self.error_reports: defaultdict[str, int] = defaultdict(int)
+        """outcome (queued, dropped, lost) -> errors for Sentry; lost are those it did not take."""
         self.suspends = 0
         """How often this process had its machine suspended."""
         self.thaws = 0
@@ -255,6 +272,9 @@ def _counters(of: Metrics) -> Iterable[tuple[str, str, Sequence[Sample]]]:
     yield "ledger_over_reserved", "Model calls beyond their worst case", [({}, of.over_reserved)]
     yield "over_budget", "Model calls not made", [({"scope": s}, n) for s, n in of.over_budget.items()]
     yield "limited", "Refused by a limit", [({"limit": limit}, n) for limit, n in of.limited.items()]
+    yield "errors", "Errors logged", [({"part": part}, n) for part, n in of.errors.items()]
+    reports: list[Sample] = [({"outcome": outcome}, n) for outcome, n in of.error_reports.items()]
+    yield "error_reports", "Errors for Sentry", reports
     yield "suspends", "Times this process had its machine suspended", [({}, of.suspends)]
     yield "thaws", "Times this process had stood still", [({}, of.thaws)]
     yield "model_cost_usd", "Price of the model calls", [({}, of.model_cost_usd_micros / 1e6)]
