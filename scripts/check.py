@@ -1,4 +1,4 @@
-"""Everything that must hold besides the tests: style, types, layers, fresh generated files, Postgres 15.
+"""Everything that must hold besides the tests: style, types, layers, fresh files, workflows, Postgres 15.
 
 Runs all checks, also after one has failed, and says at the end which ones have.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 UV = ROOT / ".local" / "uv" / "bin" / "uv"
+WORKFLOWS = [str(each) for each in sorted((ROOT / ".github" / "workflows").glob("*.yml"))]
 
 CHECKS: dict[str, list[str]] = {
     "ruff check": [str(BIN / "ruff"), "check", "."],
@@ -20,6 +21,19 @@ CHECKS: dict[str, list[str]] = {
     "pyright": [str(BIN / "pyright")],
     "layers": [str(BIN / "lint-imports")],
     "openapi.json is fresh": [sys.executable, "scripts/openapi.py", "--check"],
+    "workflows: schema": [
+        str(BIN / "check-jsonschema"),
+        "--builtin-schema=vendor.github-workflows",
+        *WORKFLOWS,
+    ],
+    "dependabot: schema": [
+        str(BIN / "check-jsonschema"),
+        "--builtin-schema=vendor.dependabot",
+        ".github/dependabot.yml",
+    ],
+    "workflows: actionlint": [sys.executable, "scripts/actionlint.py"],
+    "workflows: zizmor": [str(BIN / "zizmor"), "--offline", "--quiet", "--persona=pedantic", ".github"],
+    "Dockerfile: hadolint": [str(BIN / "hadolint"), "agent-backend/Dockerfile"],
     "uv.lock is fresh": [str(UV), "lock", "--check"],
     "database tests on Postgres 15": [sys.executable, "scripts/postgres15.py"],
 }
