@@ -1,7 +1,7 @@
 """Holds the image that agent-backend/Dockerfile builds on to the digest in agent-backend/base-image.digest.
 
 A tag can be moved: under python:X-slim-bookworm new builds with Debian's fixes appear, or something that
-nobody wanted. Without an argument a missing file is written, for somebody to commit; `--check` writes nothing;
+nobody wanted. Without an argument a missing file is written, to be committed; `--check` writes nothing;
 `--update` takes the digest of today, after a look at what has changed. Asks the registry through docker.
 """
 
@@ -60,7 +60,7 @@ def ask(tag: str) -> str | None:
 
 
 def held(file: Path, tag: str, now: str, mode: str) -> int:
-    """Compare with the file, whose one line is `TAG DIGEST`; write it as `mode` says; return the exit code."""
+    """Compare with the file, whose one line is `TAG DIGEST`; write it as `mode` says."""
     line = f"{tag} {now}"
     kept = file.read_text(encoding="utf-8").strip() if file.exists() else None
     if kept == line:

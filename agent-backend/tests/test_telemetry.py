@@ -3,7 +3,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -152,6 +154,31 @@ def test_the_exposition_has_every_series_by_its_name() -> None:
         'boot_seconds{phase="ready"} 0.25',
     ):
         assert line in text.splitlines()
+
+
+def test_the_page_on_monitoring_names_series_that_exist() -> None:
+    metrics = Metrics()
+    for each in (
+        metrics.turns,
+        metrics.safety_flags,
+        metrics.model_calls,
+        metrics.over_budget,
+        metrics.errors,
+    ):
+        each["x"] += 1
+    metrics.http_requests["x", 500] += 1
+    metrics.model_tokens["x"] += 1
+    metrics.limited["x"] += 1
+    metrics.error_reports["x"] += 1
+    metrics.boot_seconds["x"] = 1
+    metrics.budget["x", "left"] = 1
+    exposed = {re.split(r"[{ ]", line)[0] for line in exposition(metrics).decode().splitlines()}
+    page = (Path(__file__).resolve().parents[2] / "docs/design/monitoring.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![a-z_])([a-z_]+)(?:\[\d+[mhd]\]|\{[a-z]+=)", page))
+    named |= set(re.findall(r"\b[a-z_]+_(?:total|bucket)\b", page)) | {"db_pool_in_use", "streams_open"}
+    ours = {name for name in named if not name.startswith("fly_")}
+    assert len(ours) >= 15
+    assert ours <= exposed, ours - exposed
 
 
 def test_boot_phases_are_counted_from_the_start_of_the_process() -> None:
