@@ -1,7 +1,8 @@
 """Canaries in everything that is somebody's or secret, through a day on which everything goes wrong.
 
 Afterwards none of them is in anything that is written, published or told to somebody else: logs at level
-debug, metrics, problems, NOTIFYs, process lists, Postgres' own log and its list of running statements.
+debug, what Sentry gets, metrics, problems, NOTIFYs, process lists, Postgres' own log and its list of running
+statements.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pytest
 
 from . import isolation
 from .client import PATIENCE, Client, ended, say, seen, take
+from .ingest import Ingest, ingest
 from .isolation import HEART
 from .stack import Backend, OwnPostgres, Site, emulator, free_port, own_postgres, with_database
 
@@ -48,21 +50,24 @@ class Canaries:
 class Day:
     """One deployment with secrets that are canaries, and what was heard of it."""
 
-    def __init__(self, site: Site, database: OwnPostgres, canaries: Canaries, metrics_port: int) -> None:
+    def __init__(
+        self, site: Site, database: OwnPostgres, canaries: Canaries, metrics_port: int, sentry: Ingest
+    ) -> None:
         self.site = site
         self.database = database
         self.canaries = canaries
         self.metrics_port = metrics_port
+        self.sentry = sentry
         self.told_others: list[str] = []
 
 
 @pytest.fixture
 def day(tmp_path: Path) -> Generator[Day]:
-    with own_postgres() as database, emulator() as model:
+    with own_postgres() as database, emulator() as model, ingest() as sentry:
         site = Site(database.url, model, tmp_path / "keys")
         site.command("migrate")
         site.headers()
-        yield Day(site, database, Canaries(), free_port())
+        yield Day(site, database, Canaries(), free_port(), sentry)
 
 
 @pytest.fixture
@@ -73,7 +78,11 @@ def backend(day: Day) -> Generator[Backend]:
         "SUPABASE_SERVICE_KEY": "sb_secret_" + day.canaries["service-key"],
         "DATABASE_URL": _with_password(day.database.url, day.canaries["database-password"]),
     }
-    settings = {"LOG_LEVEL": "debug", "METRICS_PORT": str(day.metrics_port)}
+    settings = {
+        "LOG_LEVEL": "debug",
+        "METRICS_PORT": str(day.metrics_port),
+        "SENTRY_DSN": day.sentry.dsn,
+    }
     with day.site.server("canaries", **secrets, **settings) as server:
         yield server
 
@@ -291,8 +300,10 @@ async def test_no_canary_gets_out(day: Day, backend: Backend, client: Client) ->
     log = json.dumps(backend.log)
     for action in ("request_refused", "request_failed"):
         assert action in log
+    assert {"tool_broke", "request_failed"} <= {event["tags"]["action"] for event in day.sentry.events}
     heard = {
         "the server's log": log,
+        "Sentry": day.sentry.heard(),
         "metrics": metrics,
         "what others are told": "".join(day.told_others),
         "NOTIFY": f"of {len(notices)}: {notices}",
