@@ -188,6 +188,7 @@ class Reporter:
             enable_backpressure_handling=False,
             propagate_traces=False,
             spotlight=False,
+            debug=False,
         )
 
     def _lost(self) -> None:
