@@ -1,4 +1,7 @@
-"""The workflows: what they may, that each command in them exists, and their steps in order."""
+"""The workflows: what they may, and that each command in them exists.
+
+Their steps are run in order in myhealth-cli/tests/deploy/test_workflow_steps.py.
+"""
 
 from __future__ import annotations
 
@@ -243,19 +246,3 @@ def test_only_the_approved_commit_is_promoted() -> None:
     assert others(status("0123abcdef01", "fedcba987654"), commit) == "0123abcdef01, fedcba987654"
     assert others(status(), commit) == "nothing"
     assert others(status(""), commit) is not None
-
-
-# --- the steps, in order --------------------------------------------------------------------------------
-
-
-def _cannot_run() -> str | None:
-    """Return why the steps of a deploy cannot be run against the local Fly here."""
-    if _help("promote").returncode:
-        return "`myhealth deploy`, `promote` and `rollback` are not there yet"
-    if shutil.which("flyctl") is None and not (ROOT / ".local/flyctl/flyctl").is_file():
-        return "flyctl is not installed"
-    return "the local Fly's side of a deploy (fly-emulator serve) is not joined to this test yet"
-
-
-def test_the_steps_of_a_deploy_run_in_order_against_the_local_fly() -> None:
-    pytest.skip(_cannot_run() or "")

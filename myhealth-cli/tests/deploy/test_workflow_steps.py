@@ -1,0 +1,144 @@
+"""The steps of deploy-agents.yml and rollback.yml, in their order, with the real flyctl at the local Fly.
+
+What a runner has and this has not is given: an image by its name instead of a build, and the local addresses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+import yaml
+
+from .installed import ROOT, Ended
+from .stage import MISSING, Stage, find, stage
+
+HERE = ("make ", "python3 scripts/base_digest.py")
+"""Steps that need a checkout or a registry, and no Fly: `make` runs this very test."""
+
+
+def steps(workflow: str, job: str) -> list[str]:
+    """Return the commands of a job that have to do with Fly, in order."""
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / f".github/workflows/{workflow}.yml").read_text("utf-8"))
+    commands = [step["run"] for step in loaded["jobs"][job]["steps"] if "run" in step]
+    return [each for each in commands if not each.startswith(HERE)]
+
+
+@pytest.fixture
+def fly(tmp_path: Path) -> Generator[Stage]:
+    program = find()
+    if program is None:
+        pytest.skip(MISSING)
+    with stage(tmp_path, program) as made:
+        for environment in ("staging", "production"):
+            secrets = str(secrets_of(made, environment))
+            assert made.run("setup", environment, "--from", secrets, "--json").code == 0
+        scripts = made.checkout / "scripts"
+        scripts.mkdir()
+        shutil.copy(ROOT / "scripts/staging_runs.py", scripts)
+        (made.checkout / ".gitignore").write_text(".local/\n", "utf-8")
+        git(made, "init", "--quiet", "--initial-branch=main")
+        yield made
+
+
+def secrets_of(made: Stage, environment: str) -> Path:
+    """Write an environment's secrets: each has a database of its own, whose marker the server checks."""
+    text = (made.folder / "secrets.env").read_text("utf-8")
+    [url] = [line.partition("=")[2] for line in text.splitlines() if line.startswith("DATABASE_URL=")]
+    asyncio.run(create_database(url, environment))
+    head, _, query = url.partition("?")
+    own = head.rpartition("/")[0] + f"/{environment}" + (f"?{query}" if query else "")
+    file = made.folder / f"{environment}.env"
+    file.write_text(text.replace(url, own), "utf-8")
+    return file
+
+
+async def create_database(url: str, name: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(f"CREATE DATABASE {name}")
+    finally:
+        await connection.close()
+
+
+def git(made: Stage, *words: str) -> str:
+    command = ["git", "-c", "user.name=test", "-c", "user.email=test@example.com", *words]
+    return subprocess.run(
+        command, cwd=made.checkout, env=made.env, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def commit(made: Stage, name: str) -> str:
+    """Commit something; return what a deploy of it is called."""
+    (made.checkout / "CHANGE").write_text(name, "utf-8")
+    git(made, "add", "--all")
+    git(made, "commit", "--quiet", "--message", name)
+    return git(made, "rev-parse", "--short=12", "HEAD")
+
+
+def do(made: Stage, command: str, *more: str) -> Ended:
+    """Run a step's command as a runner does, in the checkout."""
+    match shlex.split(command):
+        case [".venv/bin/myhealth", *words]:
+            return made.run(*words, *more)
+        case [".venv/bin/python", script]:
+            ended = subprocess.run(
+                [sys.executable, script],
+                cwd=made.checkout,
+                env=made.env,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            return Ended(ended.returncode, ended.stdout, ended.stderr)
+        case _:
+            pytest.fail(f"unknown: {command}")
+
+
+def local(made: Stage, command: str, release: str) -> tuple[str, ...]:
+    """Return what the local stage needs besides."""
+    quick = ("--bake", "0", "--no-ha") if "rollback" not in command else ("--bake", "0")
+    if " deploy " in command:
+        return ("--image", made.image(release, RELEASE=release), "--release", release,
+                "--url", made.url(), *quick)  # fmt: skip
+    if " promote " in command:
+        return ("--url", made.url("production"), "--staging-url", made.url(), *quick)
+    if " rollback " in command:
+        return ("--url", made.url(), *quick)
+    return ()
+
+
+def test_the_steps_take_a_commit_to_production_and_a_second_one_back(fly: Stage) -> None:
+    staging, production = steps("deploy-agents", "staging"), steps("deploy-agents", "production")
+    assert [shlex.split(each)[:2] for each in (*staging, *production)] == [
+        [".venv/bin/myhealth", "deploy"],
+        [".venv/bin/python", "scripts/staging_runs.py"],
+        [".venv/bin/myhealth", "promote"],
+    ]
+    first = commit(fly, "first")
+    for each in (*staging, *production):
+        succeed(fly, each, first)
+    assert fly.release("production") == fly.release() == first
+    second = commit(fly, "second")
+    succeed(fly, staging[0], second)
+    # Somebody says yes to the first commit only now, when staging runs the second.
+    git(fly, "checkout", "--quiet", first)
+    late = do(fly, production[0])
+    assert late.code == 1
+    assert f"staging runs {second}, not {first}" in late.out
+    [back] = steps("rollback", "rollback")
+    succeed(fly, back.replace('${NUMBER:+"$NUMBER"} ', "").replace('"$ENVIRONMENT"', "staging"), "")
+    assert fly.release("production") == fly.release() == first
+
+
+def succeed(made: Stage, command: str, release: str) -> None:
+    ended = do(made, command, *local(made, command, release))
+    assert ended.code == 0, (command, ended.out, ended.err)
