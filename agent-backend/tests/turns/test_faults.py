@@ -118,7 +118,7 @@ async def test_a_settle_refused_after_an_unknown_outcome_proves_nothing(
         session = await fleet.session(machine)
         told: list[Placed] = []
         reading = asyncio.ensure_future(_collect(fleet, machine, session, told))
-        turn = await fleet.send(machine, session, "[[emulator: tokens=5 delay_ms=5]]")
+        turn = await fleet.send(machine, session, "[[emulator: tokens=60 delay_ms=10]]")
         await wait_until(lambda: _told(machine, session))
         async with held_up(database_url, session):
             await other.execute(f"ALTER ROLE {role} NOLOGIN")
