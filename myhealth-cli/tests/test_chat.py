@@ -12,19 +12,25 @@ import termios
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from uuid import UUID
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from myhealth_cli import events
+from myhealth_cli.approvals import Approvals
 from myhealth_cli.client import Client, Connection, Patience, RefusedError, UnreachableError
+from myhealth_cli.consent import agree
 from myhealth_cli.events import Event
 from myhealth_cli.ids import uuid7
+from myhealth_cli.plain import PlainView
 from myhealth_cli.tokens import GivenToken, TokenError
 from myhealth_cli.transcript import Transcript, blocks_of
+from myhealth_cli.turn import show
 
 from .devprocess import PATIENCE_S, Dev, environment, free_port
 
@@ -284,6 +290,43 @@ def test_the_terminal_chat(stack: Dev) -> None:
         screen.expect("▸")
         screen.type("/quit\r")
         assert screen.ended() == 0
+
+
+GOAL = '[[emulator: tool=set_goal args={"kind":"steps_per_day","target":7500,"title":"Every day"}]]'
+
+
+def test_the_chat_asks_before_the_coach_changes_something(stack: Dev) -> None:
+    with terminal(stack.folder, "chat", "--url", stack.url, "--user", "goals", "--consent") as screen:
+        for answer, outcome in (("perhaps\rn\r", "status declined"), ("y\r", "status saved")):
+            screen.expect("▸")
+            screen.type(f"I want to walk more. {GOAL}\r")
+            screen.expect("The coach asks for your yes: set_goal")
+            screen.expect("kind=steps_per_day, target=7500, title=Every day")
+            screen.expect("Do it? y/n")
+            screen.expect("▸")
+            screen.type(answer)
+            screen.expect(outcome)
+        screen.expect("▸")
+        screen.type("/quit\r")
+        assert screen.ended() == 0
+
+
+async def test_a_yes_that_comes_too_late_is_said_to_be(stack: Dev) -> None:
+    async with Client(stack.url, stack.tokens("late")) as client:
+        await agree(client, Console(), None, consent=True)
+        session, turn, shown = uuid7(), uuid7(), StringIO()
+        await client.put_session(session)
+
+        async def another_was_quicker() -> str:
+            (call,) = await client.waiting(session)
+            await client.answer(session, call.id, yes=False)
+            return "y"
+
+        approvals = Approvals(client, session, turn, Console(file=shown), another_was_quicker)
+        transcript = Transcript()
+        await show(client.send(session, turn, GOAL), transcript, PlainView(StringIO()), approvals=approvals)
+        assert transcript.ending == "success"
+        assert "Too late" in shown.getvalue()
 
 
 def test_the_chat_asks_for_consent_and_does_not_go_on_without(stack: Dev) -> None:

@@ -14,6 +14,7 @@ from uuid import UUID
 from rich.console import Console
 from rich.markup import escape
 
+from myhealth_cli.approvals import Approvals
 from myhealth_cli.client import Client, RefusedError
 from myhealth_cli.consent import agree
 from myhealth_cli.errors import MyHealthError
@@ -184,7 +185,8 @@ class Chat:
         async def cancel() -> None:
             await self._client.cancel(session, turn)
 
-        await self._show(self._items(session, turn, text), cancel)
+        approvals = Approvals(self._client, session, turn, self._console, self._read)
+        await self._show(self._items(session, turn, text), cancel, approvals)
 
     async def _items(self, session: UUID, turn: UUID, text: str) -> AsyncGenerator[Item]:
         """Send a message, in a session that is made first if there is none; yield the turn's stream."""
@@ -195,10 +197,12 @@ class Chat:
             async for item in items:
                 yield item
 
-    async def _show(self, items: AsyncGenerator[Item], cancel: Callable[[], Awaitable[None]]) -> None:
+    async def _show(
+        self, items: AsyncGenerator[Item], cancel: Callable[[], Awaitable[None]], approvals: Approvals
+    ) -> None:
         """Show a turn's stream. The first interrupt stops the turn, the second raises _LeaveError."""
         transcript, view = Transcript(), self._view()
-        task = asyncio.create_task(show(items, transcript, view, self._machine))
+        task = asyncio.create_task(show(items, transcript, view, self._machine, approvals))
         stopping: list[asyncio.Task[None]] = []
         leaving = False
 

@@ -12,7 +12,7 @@ import random
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import msgspec
@@ -116,6 +116,20 @@ class Consent(msgspec.Struct, frozen=True):
 
     purpose: str
     given: bool
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call that a turn waits for: `kind` device or approval, `input` its arguments."""
+
+    id: str
+    turn_id: str
+    name: str
+    kind: str
+    input: dict[str, Any] = {}
+
+
+class _ToolCalls(msgspec.Struct, frozen=True):
+    tool_calls: list[ToolCall]
 
 
 class _ConsentTexts(msgspec.Struct, frozen=True):
@@ -252,6 +266,16 @@ class Client:
     async def cancel(self, session_id: UUID, turn_id: UUID) -> None:
         """Ask for the turn's end; it arrives in the stream."""
         await self._ask("POST", f"/v1/sessions/{session_id}/turns/{turn_id}/cancel", dict[str, Any])
+
+    async def waiting(self, session_id: UUID) -> list[ToolCall]:
+        """Return the calls that the session's turns wait for."""
+        return (await self._ask("GET", f"/v1/sessions/{session_id}/tool-calls", _ToolCalls)).tool_calls
+
+    async def answer(self, session_id: UUID, call_id: str, *, yes: bool) -> None:
+        """Say yes or no to a call. Raises RefusedError, status 409, when it was answered or has expired."""
+        body = {"status": "ok" if yes else "declined", "content": ""}
+        path = f"/v1/sessions/{session_id}/tool-calls/{quote(call_id, safe='')}/result"
+        await self._ask("PUT", path, dict[str, Any], body)
 
     async def profile(self) -> Profile:
         """Return the person's profile or its defaults."""

@@ -69,11 +69,17 @@ async def _yes(console: Console, read: Callable[[], Awaitable[str]], text: Conse
     """Ask until the answer is yes. Raises NoConsentError when it is no."""
     while True:
         console.print("[bold]Do you agree? y/n[/]")
-        try:
-            answer = (await read()).strip().lower()
-        except (EOFError, KeyboardInterrupt):
-            answer = "n"
-        if answer in _YES:
+        yes = await yes_or_no(read)
+        if yes:
             return
-        if answer in _NO:
+        if yes is False:
             raise NoConsentError(f"without your consent this does not work: {text.title}")
+
+
+async def yes_or_no(read: Callable[[], Awaitable[str]]) -> bool | None:
+    """Read a yes or a no; None if it is neither. Who leaves has said no."""
+    try:
+        answer = (await read()).strip().lower()
+    except (EOFError, KeyboardInterrupt):
+        return False
+    return True if answer in _YES else False if answer in _NO else None

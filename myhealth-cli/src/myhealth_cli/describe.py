@@ -20,6 +20,14 @@ def arguments(text: str) -> str:
     return ", ".join(f"{name}={_short(value)}" for name, value in values.items())
 
 
+def whole(values: dict[str, Any]) -> str:
+    """Return every argument uncut as `name=value, ...`: what somebody says yes to must be all there."""
+    return ", ".join(
+        f"{name}={value if isinstance(value, str) else msgspec.json.encode(value).decode()}"
+        for name, value in values.items()
+    )
+
+
 def result(text: str, asked: str = "{}", width: int = 160) -> str:
     """Return a tool's result (JSON, else plain text) as `name value · ...`, cut to `width` characters.
 

@@ -149,6 +149,12 @@ class MessagesSnapshot(_Event, tag="MESSAGES_SNAPSHOT"):
     messages: list[Message]
 
 
+class Custom(_Event, tag="CUSTOM"):
+    """What AG-UI has no event for: `tool_call_pending` (the turn waits), `notice` (a fixed text follows)."""
+
+    name: str
+
+
 class Unknown(msgspec.Struct, frozen=True):
     """An event of a kind we do not show."""
 
@@ -170,6 +176,7 @@ Known: TypeAlias = (
     | ToolCallEnd
     | ToolCallResult
     | MessagesSnapshot
+    | Custom
 )
 Event: TypeAlias = Known | Unknown
 
@@ -183,6 +190,13 @@ def decode(data: bytes) -> Event:
         return _known.decode(data)
     except msgspec.ValidationError:
         return _unknown.decode(data)
+
+
+def may_wait(event: Event) -> bool:
+    """Say whether after this event the turn may wait for the person: ask the server what for."""
+    return isinstance(event, MessagesSnapshot) or (
+        isinstance(event, Custom) and event.name == "tool_call_pending"
+    )
 
 
 def ends_run(event: Event) -> bool:

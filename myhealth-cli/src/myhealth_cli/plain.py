@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+    from contextlib import AbstractContextManager
 
     from myhealth_cli.client import Connection
     from myhealth_cli.machine import Change
@@ -57,6 +58,11 @@ class PlainView:
     def stopping(self) -> None:
         """Say that the turn was asked to end."""
         self._line("(stopping...)")
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Begin a line for what is asked meanwhile."""
+        self._line("")
+        return nullcontext()
 
     def _show(self, block: Block) -> None:
         if block.kind == "call":

@@ -60,6 +60,8 @@ class Transcript:
                 self._close(event.tool_call_id)
             case agui.Unknown():
                 pass
+            case agui.Custom():
+                self._settle()
             case _:
                 self._settle()
                 self._grow(event)

@@ -7,7 +7,8 @@ shows something else; nothing that was printed has to be taken back.
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, suppress
+import sys
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 from rich.console import Console, Group, RenderableType
@@ -20,8 +21,8 @@ from rich.text import Text
 from myhealth_cli import describe
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncGenerator, Generator
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from myhealth_cli.client import Connection
     from myhealth_cli.machine import Change
@@ -57,6 +58,10 @@ class View(Protocol):
         """Show that the turn was asked to end."""
         ...
 
+    def paused(self) -> AbstractContextManager[None]:
+        """Leave the screen to somebody else until the block ends."""
+        ...
+
 
 class LiveView:
     """Shows one turn on a terminal."""
@@ -73,23 +78,44 @@ class LiveView:
     async def running(self, transcript: Transcript) -> AsyncGenerator[None]:
         """Show the transcript as it grows, until the block ends."""
         self._transcript = transcript
-        with Live(
-            console=self._console, auto_refresh=False, transient=True, get_renderable=self._region
-        ) as self._live:
-            drawing = asyncio.create_task(self._draw(self._live))
-            try:
-                yield
-            finally:
-                drawing.cancel()
-                with suppress(asyncio.CancelledError):
-                    await drawing
-                self._live.update("", refresh=True)
+        self._begin()
+        drawing = asyncio.create_task(self._draw())
+        try:
+            yield
+        finally:
+            drawing.cancel()
+            with suppress(asyncio.CancelledError):
+                await drawing
+            self._clear()
         self._print_settled(transcript, everything=True)
 
-    async def _draw(self, live: Live) -> None:
+    def _begin(self) -> None:
+        self._live = Live(
+            console=self._console, auto_refresh=False, transient=True, get_renderable=self._region
+        )
+        self._live.start()
+
+    def _clear(self) -> None:
+        if self._live is not None:
+            self._live.update("", refresh=True)
+            self._live.stop()
+            self._live = None
+
+    async def _draw(self) -> None:
         while True:
-            live.refresh()
+            if self._live is not None:
+                self._live.refresh()
             await asyncio.sleep(_FRAME_S)
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Take the region off the screen until the block ends, and forget what was typed before."""
+        self._clear()
+        _forget_typing()
+        try:
+            yield
+        finally:
+            self._begin()
 
     def update(self) -> None:
         """Take notice of new events."""
@@ -135,6 +161,14 @@ class LiveView:
             self._spinner.update(text=Text(self._state, style="dim"))
             parts.append(self._spinner)
         return _Tail(Group(*parts), self._console)
+
+
+def _forget_typing() -> None:
+    """Drop what was typed during the answer: it was meant for the next prompt, not as a yes."""
+    import termios  # noqa: PLC0415 - only on a terminal
+
+    with suppress(termios.error, OSError, ValueError):
+        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
 
 
 class _Tail:
