@@ -232,7 +232,7 @@ async def test_a_commit_whose_answer_is_lost_doubles_nothing(fleet: Fleet, datab
 
 
 @pytest.mark.parametrize("delay_ms", [5, 7, 10])
-async def test_a_settlewaits_for_the_group_commit_in_flight(
+async def test_a_settle_waits_for_the_group_commit_in_flight(
     fleet: Fleet, database_url: str, delay_ms: int
 ) -> None:
     machine = await fleet.machine(commit=0.005)
