@@ -8,6 +8,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -15,6 +16,7 @@ _LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 _TEST_FILE = re.compile(r"\btest_\w+\.py\b")
 _TEST = re.compile(r"\b(test_[a-z0-9_]+)\b(?!\.py)(\*?)")
 _VARIABLE = re.compile(r"`([A-Z][A-Z0-9]*_[A-Z0-9_]+)(?:=[^`]*)?`")
+_FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _DEFINED = re.compile(r"def (test_\w+)")
 _SETTING = re.compile(r'^    "([A-Z_0-9]+)": "(.*)",$', re.MULTILINE)
 _OTHERS = {"NODE_ENV", "FLY_API_TOKEN", "SENTRY_DSN", "ITIMER_PROF", "O_TMPFILE", "MARKER_SPAN"}
@@ -78,6 +80,21 @@ def test_the_code_refers_to_pages_that_exist() -> None:
     named = set(re.findall(r"\bdocs/[\w/-]+\.md\b", code()))
     assert named
     assert {each for each in named if not (ROOT / each).is_file()} == set()
+
+
+@pytest.mark.parametrize("page", [name for name in tracked() if name.startswith("docs/runbooks/")])
+async def test_a_runbook_names_logs_and_metrics_that_exist_and_its_queries_run(
+    page: str, database: asyncpg.Connection
+) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    spans = " ".join(re.findall(r"`([^`\n]+)`", _FENCED.sub("", text)))
+    names = {each.removesuffix("_total") for each in re.findall(r"\b[a-z][a-z0-9]*(?:_[a-z0-9]+)+\b", spans)}
+    files = {Path(name).stem for name in tracked()}
+    assert names - set(re.findall(r"\w+", code())) - files == set()
+    queries = re.findall(r"^```sql\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert queries
+    for query in queries:
+        await database.fetch(query)
 
 
 def test_the_api_page_lists_every_error() -> None:

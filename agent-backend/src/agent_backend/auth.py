@@ -26,7 +26,7 @@ import msgspec
 
 from agent_backend.errors import ExpiredToken, Forbidden, Unauthorized, Unavailable
 from agent_backend.settings import Secret
-from agent_backend.telemetry import Log
+from agent_backend.telemetry import Log, metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -305,7 +305,8 @@ class _Keys:
                     document = await _read(self._url)
                 self._replace(_signing_keys(document))
             except (OSError, ValueError) as error:
-                log.warning("keys_fetch_failed", error=error)
+                metrics.keys_fetch_failures += 1
+                log.warning("keys_fetch_failed", error=error, host=urlsplit(self._url).hostname or "file")
                 if not self._keys and not await self._recalled():
                     raise _no_keys() from error
             else:

@@ -226,7 +226,7 @@ class Metrics:
         self.over_reserved = 0
         """Calls that came to more than was reserved for them: a bound that was none."""
         self.over_budget: defaultdict[str, int] = defaultdict(int)
-        """scope -> model calls that a budget did not allow."""
+        """scope -> model calls and messages that a budget did not allow."""
         self.budget: dict[tuple[str, str], int] = {}
         """(global_day or global_month, spent, reserved or left) -> micro-dollars, of all machines."""
         self.db_pool_in_use: Callable[[], int] = lambda: 0
@@ -237,6 +237,10 @@ class Metrics:
         """part -> log lines of level error: each one is for somebody to look at."""
         self.error_reports: defaultdict[str, int] = defaultdict(int)
         """outcome (queued, dropped, lost) -> errors for Sentry; lost are those it did not take."""
+        self.keys_fetch_failures = 0
+        """How often the keys that tokens are checked with could not be fetched."""
+        self.erasures: defaultdict[str, int] = defaultdict(int)
+        """outcome (erased, put_off, key_refused) -> attempts at an erasure; put_off is tried again."""
         self.suspends = 0
         """How often this process had its machine suspended."""
         self.thaws = 0
@@ -270,11 +274,21 @@ def _counters(of: Metrics) -> Iterable[tuple[str, str, Sequence[Sample]]]:
     )
     yield "ledger_orphans", "Model calls charged for who did not close them", [({}, of.orphans_charged)]
     yield "ledger_over_reserved", "Model calls beyond their worst case", [({}, of.over_reserved)]
-    yield "over_budget", "Model calls not made", [({"scope": s}, n) for s, n in of.over_budget.items()]
+    yield (
+        "over_budget",
+        "Model calls and messages refused",
+        [({"scope": s}, n) for s, n in of.over_budget.items()],
+    )
     yield "limited", "Refused by a limit", [({"limit": limit}, n) for limit, n in of.limited.items()]
     yield "errors", "Errors logged", [({"part": part}, n) for part, n in of.errors.items()]
     reports: list[Sample] = [({"outcome": outcome}, n) for outcome, n in of.error_reports.items()]
     yield "error_reports", "Errors for Sentry", reports
+    yield (
+        "keys_fetch_failures",
+        "Times the keys for tokens could not be fetched",
+        [({}, of.keys_fetch_failures)],
+    )
+    yield "erasures", "Attempts at an erasure", [({"outcome": name}, n) for name, n in of.erasures.items()]
     yield "suspends", "Times this process had its machine suspended", [({}, of.suspends)]
     yield "thaws", "Times this process had stood still", [({}, of.thaws)]
     yield "model_cost_usd", "Price of the model calls", [({}, of.model_cost_usd_micros / 1e6)]

@@ -24,6 +24,7 @@ from agent_backend.app import create_app
 from agent_backend.db import export
 from agent_backend.db.export_texts import ABOUT
 from agent_backend.devtoken import user_id
+from agent_backend.telemetry import metrics
 from agent_backend.web import privacy
 from agent_backend.web.openapi import document
 
@@ -285,7 +286,7 @@ async def test_exports_are_bounded_and_end_with_their_reader(served: Served) -> 
             async with served.call("bob", "GET", "/v1/me/export") as second:
                 assert second.status == 200
                 status, problem = await asked(served, "carol", "GET", "/v1/me/export")
-                assert (status, problem["code"]) == (429, "too_many_requests")
+                assert (status, problem["limit"]) == (429, "exports")
                 async with asyncio.timeout(4):
                     while await _reading(served.owner) < 2:
                         await asyncio.sleep(0.01)
@@ -302,7 +303,7 @@ async def test_one_export_of_a_user_is_read_at_a_time_whichever_server_is_asked(
     async with served.owner.transaction():
         assert await served.owner.fetchval("SELECT myhealth.begin_export($1)", user_id("alice"))
         status, problem = await asked(served, "alice", "GET", "/v1/me/export")
-        assert (status, problem["code"]) == (429, "too_many_requests")
+        assert (status, problem["limit"]) == (429, "exports")
         assert (await asked(served, "bob", "HEAD", "/v1/me/export"))[0] == 200
     assert set(await archive(served, "alice")) >= {"manifest.json"}
 
@@ -360,6 +361,7 @@ async def test_an_issuer_that_is_away_is_asked_again_until_the_account_is_gone(s
     alice = user_id("alice")
     await plant(served.owner, alice)
     served.issuer.answers[:] = [503, 403, 200]
+    before = dict(metrics.erasures)
     status, receipt = await asked(served, "alice", "DELETE", "/v1/me")
     assert (status, receipt["status"], receipt["account"]) == (202, "erasing", "pending")
     assert set(await traces(served.owner, str(alice), canary(alice))) == {"erasures"}, "to be gone on with"
@@ -368,6 +370,8 @@ async def test_an_issuer_that_is_away_is_asked_again_until_the_account_is_gone(s
     status, again = await asked(served, "alice", "DELETE", "/v1/me")
     assert (status, again["status"], again["account"]) == (200, "erased", "deleted")
     assert (again["receipt"], again["rows"]) == (receipt["receipt"], receipt["rows"])
+    counted = {name: n - before.get(name, 0) for name, n in metrics.erasures.items()}
+    assert counted == {"put_off": 2, "key_refused": 1, "erased": 1}
     assert await traces(served.owner, str(alice), canary(alice)) == {}
 
 

@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from agent_backend.app import create_app
+from agent_backend.telemetry import metrics
 
 from ..consenting import agree
 from ..emulator import emulator
@@ -128,6 +129,20 @@ async def test_a_used_up_day_ends_in_words_and_then_refuses(
         assert problem["left_usd_micros"] == 0
         assert dt.datetime.fromisoformat(problem["resets_at"]) == tomorrow()
     assert body["day"]["spent_usd_micros"] == told["usage"]["cost_usd_micros"]
+
+
+async def test_a_global_cap_that_keeps_users_out_is_an_error_in_the_log_once(
+    tmp_path: Path, database_url: str, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is left may be too little for any call long before 100 % are spent."""
+    before = metrics.over_budget["global_day"]
+    async with served(tmp_path, database_url, model, GLOBAL_USD_PER_DAY="0.01") as http:
+        for _ in range(3):
+            session = await begin(http)
+            status, _, last = await say(http, session, "Hello [[emulator: tokens=900]]")
+            assert status == 402 or last["result"]["notice"] == "budget.global_day"
+    assert metrics.over_budget["global_day"] == before + 3
+    assert capsys.readouterr().err.count('"action":"global_budget_refuses"') == 1
 
 
 async def test_an_attempt_that_may_be_billed_is_paid_before_the_next(

@@ -325,7 +325,9 @@ async def begin(database: Database, user_id: UUID, release: str) -> Export:
         # The thread that compresses may have to wait for its turn; the pool's limit is for who holds locks.
         await connection.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
         if not await connection.fetchval("SELECT begin_export($1)", user_id):
-            raise TooManyRequests("Another export is being made.", retry_after=_AGAIN_SECONDS)
+            raise TooManyRequests(
+                "Another export is being made.", retry_after=_AGAIN_SECONDS, limit="exports"
+            )
         return Export(connection, user_id, release)
     except BaseException:
         connection.terminate()

@@ -15,7 +15,7 @@ from agent_backend.db import erasures
 from agent_backend.db.erasures import Erasure
 from agent_backend.db.pool import Database
 from agent_backend.supabase import AccountsUnavailable
-from agent_backend.telemetry import Log
+from agent_backend.telemetry import Log, metrics
 from agent_backend.turns.committer import CONNECTION_TROUBLE, LOCKED
 
 _log = Log("erasing")
@@ -98,9 +98,11 @@ class Eraser:
             if erasure.account == "pending" and erasure.user is not None and self._accounts is not None:
                 await self._account(erasure.receipt, erasure.user, self._accounts)
         except Exception as error:  # noqa: BLE001 - the work is recorded, and taken up again
+            metrics.erasures["put_off"] += 1
             _log.warning("erasure_put_off", error=error, receipt=erasure.receipt)
             return
         done = await erasures.read(self._database, erasure.receipt)
+        metrics.erasures["erased"] += 1
         _log.info("erased", receipt=done.receipt, rows=sum(done.counts.values()), account=done.account)
 
     async def _rows(self, receipt: UUID) -> None:
@@ -124,6 +126,7 @@ class Eraser:
             state = await accounts.delete(user_id)
         except AccountsUnavailable as error:
             if error.refused:
+                metrics.erasures["key_refused"] += 1
                 _log.error("account_key_refused", error=error, receipt=receipt)
             raise
         await erasures.account_erased(self._database, receipt, state)

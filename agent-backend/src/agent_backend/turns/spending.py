@@ -65,6 +65,7 @@ class Spending:
         self.limits = _text(limits, agents, tools)
         """The budgets as the ledger's functions read them."""
         self._told: dict[str, int] = {}
+        self._refusing: dict[str, dt.datetime | None] = {}
 
     def account(self, live: LiveSession, turn_id: UUID) -> TurnAccount:
         """Return what keeps one turn's calls in the books."""
@@ -95,6 +96,7 @@ class Spending:
         if reserved.over is not None:
             metrics.over_budget[reserved.over] += 1
             _log.info("over_budget", scope=reserved.over, session_id=live.session_id, turn_id=turn_id)
+            self._keeps_out(reserved.over, reserved.resets_at)
             raise OverBudget(reserved.over, reserved.resets_at)
         ask.granted = reserved.granted
         return reserved.max_tokens
@@ -120,6 +122,12 @@ class Spending:
         use = await ledger.tend_global(self._database)
         metrics.budget = _gauges(use, self._limits)
         self._tell(use)
+
+    def _keeps_out(self, scope: str, resets_at: dt.datetime | None) -> None:
+        """Log once until its reset that a global cap keeps users out: it may do so below 100 %."""
+        if scope.startswith("global_") and self._refusing.get(scope) != resets_at:
+            self._refusing[scope] = resets_at
+            _log.error("global_budget_refuses", scope=scope, resets_at=str(resets_at))
 
     def _tell(self, use: GlobalUse) -> None:
         """Log once when a global cap is used up to a level."""
@@ -231,6 +239,7 @@ class TurnAccount:
 def refuse(scope: str) -> BudgetExceeded:
     """Return the error for a message that a used-up budget keeps out."""
     assert scope in ledger.SCOPES
+    metrics.over_budget[scope] += 1
     until = ledger.resets_at(scope, dt.datetime.now(dt.UTC))  # pyright: ignore[reportArgumentType] - as asserted
     return BudgetExceeded(
         "This budget is used up until it is renewed.",

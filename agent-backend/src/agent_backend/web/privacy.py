@@ -108,7 +108,7 @@ async def export_me(call: Call[None, None]) -> Response:
 
     services, user = call.services, call.user_id
     if user in services.exporting or len(services.exporting) >= MAX_EXPORTS:
-        raise TooManyRequests("Another export is being made.", retry_after=_AGAIN_SECONDS)
+        raise TooManyRequests("Another export is being made.", retry_after=_AGAIN_SECONDS, limit="exports")
     services.exporting.add(user)
     try:
         return ArchiveResponse(
