@@ -37,7 +37,7 @@ def pages() -> list[str]:
 @cache
 def code() -> str:
     """Return every line that is not a page's."""
-    kinds = (".py", ".sql", ".toml", ".json", "Dockerfile", "Makefile")
+    kinds = (".py", ".sql", ".toml", ".json", ".yml", "Dockerfile", "Makefile")
     names = (name for name in tracked() if name.endswith(kinds))
     return "\n".join((ROOT / name).read_text(encoding="utf-8") for name in names)
 
