@@ -1,0 +1,35 @@
+"""`myhealth environments` and `myhealth logs`."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+from myhealth_cli.deploy.environments import ENVIRONMENTS, deployed
+from myhealth_cli.deploy.flyctl import child_env
+from myhealth_cli.deploy.ground import stand
+from myhealth_cli.deploy.report import show_json
+
+
+def run(*, as_json: bool) -> int:
+    """Print the table of environments."""
+    if as_json:
+        show_json(ENVIRONMENTS)
+        return 0
+    lines: list[str] = []
+    for each in ENVIRONMENTS:
+        where = f", app {each.app} in {each.region}, {each.config}" if each.app else ", on your machine"
+        lines.append(f"{each.name}: {each.url}{where}")
+        lines += [f"  {secret.name} in {secret.place}: {secret.why}" for secret in each.secrets]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def logs(name: str, *, follow: bool, as_json: bool) -> int:
+    """Hand the terminal to `flyctl logs`. Raises NothingChangedError."""
+    environment = deployed(name)
+    ground = asyncio.run(stand())
+    words = [str(ground.fly.binary), "logs", "--app", environment.app]
+    words += ([] if follow else ["--no-tail"]) + (["--json"] if as_json else [])
+    return min(subprocess.run(words, check=False, cwd=ground.root, env=child_env()).returncode, 1)  # noqa: S603 - our own words
