@@ -1,0 +1,241 @@
+"""What an app at Fly is, read from Fly: machines, releases, secrets by name, what we noted on the machines.
+
+Nothing of a deploy is kept in memory or in files: after a kill the next run reads this and goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from myhealth_cli.deploy.flyctl import Flyctl
+
+GOOD: Final = "myhealth_good"
+"""Metadata of every machine: the proven images, newest first, as JSON. flyctl carries it over deploys."""
+KEPT: Final = 5
+_RELEASE_COMMAND: Final = "fly_app_release_command"
+ASLEEP: Final = frozenset({"stopped", "suspended"})
+
+
+class Image(msgspec.Struct, frozen=True):
+    """An image and the release it is: RELEASE of its machines, what /version answers."""
+
+    ref: str
+    release: str
+
+    def __str__(self) -> str:
+        return f"{self.ref} (release {self.release})"
+
+    def same(self, other: Image) -> bool:
+        """Say whether both mean one image: once it may be named by its tag, once by its digest."""
+        return self.ref == other.ref or self.release == other.release
+
+
+class ImageRef(msgspec.Struct, frozen=True):
+    """An image as a machine runs it."""
+
+    registry: str = ""
+    repository: str = ""
+    tag: str = ""
+    digest: str = ""
+
+    @property
+    def name(self) -> str:
+        """Without tag and digest."""
+        return f"{self.registry}/{self.repository}" if self.registry else self.repository
+
+    @property
+    def exact(self) -> str:
+        """The reference that can mean nothing else; by the tag where no digest is known."""
+        if self.digest:
+            return f"{self.name}@{self.digest}"
+        return f"{self.name}:{self.tag}" if self.tag else self.name
+
+    def is_of(self, ref: str) -> bool:
+        """Say whether `ref` names this image: by digest if it has one, else by name and tag."""
+        name, _, digest = ref.partition("@")
+        if digest:
+            return digest == self.digest
+        base, _, tag = name.rpartition(":") if ":" in name.rpartition("/")[2] else (name, "", "latest")
+        return base.removeprefix("docker.io/") == self.name.removeprefix("docker.io/") and tag == (
+            self.tag or "latest"
+        )
+
+
+class ExitEvent(msgspec.Struct, frozen=True):
+    """How a machine's process ended."""
+
+    exit_code: int | None = None
+    oom_killed: bool = False
+    requested_stop: bool = False
+
+
+class _Request(msgspec.Struct, frozen=True):
+    exit_event: ExitEvent | None = None
+
+
+class Event(msgspec.Struct, frozen=True):
+    """An event of a machine; `timestamp` in milliseconds."""
+
+    type: str = ""
+    timestamp: int = 0
+    request: _Request | None = None
+
+    @property
+    def crash(self) -> str:
+        """What crashed, or nothing."""
+        ended = self.request.exit_event if self.request else None
+        if self.type != "exit" or ended is None or (not ended.exit_code and not ended.oom_killed):
+            return ""
+        if ended.requested_stop and not ended.oom_killed:
+            return ""
+        return "out of memory" if ended.oom_killed else f"exit code {ended.exit_code}"
+
+
+class Check(msgspec.Struct, frozen=True):
+    """A health check's last result."""
+
+    name: str = ""
+    status: str = ""
+
+
+class Config(msgspec.Struct, frozen=True):
+    """The part of a machine's configuration we look at."""
+
+    metadata: dict[str, str] = {}
+    env: dict[str, str] = {}
+    image: str = ""
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """One machine."""
+
+    id: str
+    state: str = ""
+    region: str = ""
+    image_ref: ImageRef = ImageRef()
+    config: Config = Config()
+    events: tuple[Event, ...] = ()
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def release(self) -> str:
+        """What it was told it is (keys of `config.env` come in lower case)."""
+        return self.config.env.get("release", "")
+
+    @property
+    def asleep(self) -> bool:
+        """Whether nothing runs in it and a request may start it."""
+        return self.state in ASLEEP
+
+    @property
+    def good(self) -> tuple[Image, ...]:
+        """The proven images noted on it; nothing if the note is unreadable."""
+        try:
+            return msgspec.json.decode(self.config.metadata.get(GOOD, "[]"), type=tuple[Image, ...])
+        except msgspec.DecodeError:
+            return ()
+
+
+class Release(msgspec.Struct, frozen=True):
+    """A release as `flyctl releases` lists it."""
+
+    version: int = 0
+    status: str = ""
+    image_ref: str = ""
+    created_at: str = ""
+
+
+class Secret(msgspec.Struct, frozen=True):
+    """A secret's name; its value is nobody's business here."""
+
+    name: str
+    status: str = ""
+
+
+class App(msgspec.Struct, frozen=True):
+    """What is known of an app."""
+
+    name: str
+    exists: bool = True
+    machines: tuple[Machine, ...] = ()
+    releases: tuple[Release, ...] = ()
+    secrets: tuple[Secret, ...] = ()
+
+    @property
+    def good(self) -> tuple[Image, ...]:
+        """The proven images, newest first: the longest note that any machine carries."""
+        return max((each.good for each in self.machines), key=len, default=())
+
+    @property
+    def running(self) -> Image | None:
+        """The image that every machine has; None if there is none or they differ."""
+        found = {Image(each.image_ref.exact, each.release) for each in self.machines}
+        return found.pop() if len(found) == 1 else None
+
+    def has(self, image: Image) -> bool:
+        """Say whether every machine has this image and release."""
+        return bool(self.machines) and all(
+            each.image_ref.is_of(image.ref) and each.release == image.release for each in self.machines
+        )
+
+    def runs(self, image: Image) -> bool:
+        """Say whether every machine has this image and release, and no secret waits for a deploy."""
+        waiting = any(each.status.lower() in {"staged", "partial"} for each in self.secrets)
+        return self.has(image) and not waiting
+
+
+class _Listed(msgspec.Struct, frozen=True):
+    name: str
+
+
+async def app_names(fly: Flyctl) -> set[str]:
+    """Return the names of the apps this login sees. Raises FlyctlError."""
+    return {each.name for each in await fly.read(list[_Listed], "apps", "list")}
+
+
+async def machines(fly: Flyctl, app: str) -> tuple[Machine, ...]:
+    """Return the app's machines by id, without those of release commands. Raises FlyctlError."""
+    found = await fly.read(list[Machine], "machine", "list", "--app", app)
+    return tuple(sorted((each for each in found if _serves(each)), key=lambda each: each.id))
+
+
+def _serves(machine: Machine) -> bool:
+    group: Any = machine.config.metadata.get("fly_process_group", "app")
+    return group != _RELEASE_COMMAND and machine.state not in {"destroyed", "destroying", "replaced"}
+
+
+async def read(fly: Flyctl, name: str) -> App:
+    """Read everything about an app; one that this login does not see does not exist. Raises FlyctlError."""
+    if name not in await app_names(fly):
+        return App(name, exists=False)
+    listed = await fly.read(list[Release], "releases", "--app", name, "--image")
+    kept = await fly.read(list[Secret], "secrets", "list", "--app", name)
+    return App(
+        name=name,
+        machines=await machines(fly, name),
+        releases=tuple(sorted(listed, key=lambda each: -each.version)),
+        secrets=tuple(kept),
+    )
+
+
+def crashes(machine: Machine, since: float) -> list[str]:
+    """Return what crashed on a machine since a time (seconds since 1970)."""
+    return [each.crash for each in machine.events if each.timestamp >= since * 1000 and each.crash]
+
+
+def noted(image: Image, before: Sequence[Image], *, forget_newer: bool) -> tuple[Image, ...]:
+    """Return the proven images with `image` in front; `forget_newer`: without those before it so far."""
+    place = next((place for place, each in enumerate(before) if each.same(image)), 0)
+    kept = before[place:] if forget_newer else before
+    return (image, *(each for each in kept if not each.same(image)))[:KEPT]
+
+
+def now() -> float:
+    """Return the wall clock: what Fly's events are compared with."""
+    return time.time()
