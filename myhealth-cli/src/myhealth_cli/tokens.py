@@ -83,11 +83,16 @@ class _Session(msgspec.Struct, frozen=True):
 
 
 class SignedIn:
-    """A made-up user's session with a local stack's issuer; its token is exchanged before it ends."""
+    """A user's session with an issuer; its token is exchanged before it ends.
 
-    def __init__(self, issuer: Issuer, user: str) -> None:
+    Made-up users of a local stack have all the same password and are signed up when they are new.
+    """
+
+    def __init__(self, issuer: Issuer, user: str, *, password: str = _PASSWORD, sign_up: bool = True) -> None:
         self._issuer = issuer
         self._email = user if "@" in user else f"{user}@example.com"
+        self._password = password
+        self._sign_up = sign_up
         self._session: _Session | None = None
         self._exchange_at = 0.0
         self._ends_at = 0.0
@@ -117,8 +122,10 @@ class SignedIn:
         """Exchange the refresh token, or sign in, or sign up: whichever works first."""
         timeout = aiohttp.ClientTimeout(total=_PATIENCE_S)
         headers = {"apikey": self._issuer.publishable_key}
-        credentials = {"email": self._email, "password": _PASSWORD}
-        tries = [("token?grant_type=password", credentials), ("signup", credentials)]
+        credentials = {"email": self._email, "password": self._password}
+        tries = [("token?grant_type=password", credentials)]
+        if self._sign_up:
+            tries.append(("signup", credentials))
         if self._session is not None:
             refresh = {"refresh_token": self._session.refresh_token}
             tries.insert(0, ("token?grant_type=refresh_token", refresh))

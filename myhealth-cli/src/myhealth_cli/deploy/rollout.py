@@ -1,0 +1,268 @@
+"""Executes a plan step by step; on a failure it takes the plan's way back, and says what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from myhealth_cli.deploy import plan, state
+from myhealth_cli.deploy.errors import FlyctlError, GateError
+from myhealth_cli.deploy.probe import Patiences, Probe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from myhealth_cli.deploy.flyctl import Flyctl
+    from myhealth_cli.deploy.machines_api import MachinesApi
+    from myhealth_cli.deploy.plan import Plan, Step
+    from myhealth_cli.tokens import TokenSource
+
+_BUILD_S: Final = 1800.0
+_DEPLOY_S: Final = 900.0
+_LOOK_S: Final = 5.0
+"""How often a bake looks."""
+_START_TRIES: Final = 10
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """A step that was tried; `error` is empty if it succeeded."""
+
+    step: Step
+    seconds: float
+    detail: str = ""
+    error: str = ""
+    recovery: bool = False
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a plan went. `ok`: all of it. `recovered`: it failed, and what ran before serves again, proven."""
+
+    app: str
+    ok: bool
+    changed: bool
+    recovered: bool = False
+    steps: tuple[Done, ...] = ()
+    notes: tuple[str, ...] = ()
+    error: str = ""
+    seconds_to_safe: float | None = None
+    """From the failure to the moment the way back was proven."""
+    left: str = ""
+    """What state things are in, in words."""
+
+
+class Rollout:
+    """Runs plans of one app. `told` hears of every step that ends."""
+
+    def __init__(
+        self,
+        fly: Flyctl,
+        *,
+        folder: Path,
+        api: MachinesApi | None = None,
+        tokens: TokenSource | None = None,
+        secrets: Mapping[str, str] | None = None,
+        patiences: Patiences | None = None,
+        told: Callable[[Step, Done | None], None] = lambda _step, _done: None,
+    ) -> None:
+        self._fly = fly
+        self._folder = folder
+        self._api = api
+        self._tokens = tokens
+        self._secrets = secrets or {}
+        self._patiences = patiences or Patiences()
+        self._told = told
+        self._done: list[Done] = []
+
+    async def run(self, wanted: Plan) -> Outcome:
+        """Carry a plan out. Never raises for a step that fails: the outcome says it."""
+        error = await self._all(wanted.steps)
+        outcome = Outcome(
+            app=wanted.app,
+            ok=not error,
+            changed=any(isinstance(each.step, plan.CHANGES) for each in self._done),
+            steps=tuple(self._done),
+            notes=wanted.notes,
+            error=error,
+        )
+        if not error:
+            return outcome
+        deployed = any(isinstance(each.step, plan.DeployImage) for each in self._done)
+        unproven = any(isinstance(each.step, plan.WakeMachines) for each in self._done)
+        if wanted.recovery and (deployed or unproven):
+            outcome = await self._recovered(wanted, outcome)
+        return msgspec.structs.replace(outcome, left=await self._left(wanted.app))
+
+    async def _recovered(self, wanted: Plan, failed: Outcome) -> Outcome:
+        began = time.monotonic()
+        again = await self._all(await self._way_back(wanted), recovery=True)
+        return msgspec.structs.replace(
+            failed,
+            changed=True,
+            steps=tuple(self._done),
+            error=failed.error + (f"; and going back failed: {again}" if again else ""),
+            recovered=not again,
+            seconds_to_safe=None if again else round(time.monotonic() - began, 3),
+        )
+
+    async def _way_back(self, wanted: Plan) -> tuple[Step, ...]:
+        """Leave the deploy out where no machine has changed (a failed migration); the gates are passed."""
+        first = wanted.recovery[0]
+        try:
+            app = state.App(wanted.app, machines=await state.machines(self._fly, wanted.app))
+        except FlyctlError:
+            return wanted.recovery
+        if isinstance(first, plan.DeployImage) and app.has(first.image):
+            return wanted.recovery[1:]
+        return wanted.recovery
+
+    async def _left(self, app: str) -> str:
+        try:
+            found = await state.machines(self._fly, app)
+        except FlyctlError as error:
+            return f"unknown: {error}"
+        return (
+            "; ".join(
+                f"machine {each.id} {each.state}, {each.image_ref.exact}, release {each.release or '?'}"
+                for each in found
+            )
+            or "no machines"
+        )
+
+    async def _all(self, steps: tuple[Step, ...], *, recovery: bool = False) -> str:
+        """Do steps until one fails; return what failed, or nothing."""
+        for step in steps:
+            self._told(step, None)
+            began, detail, failed = time.monotonic(), "", ""
+            try:
+                detail = await self._do(step)
+            except (GateError, FlyctlError) as error:
+                failed = str(error)
+            done = Done(
+                step=step,
+                seconds=round(time.monotonic() - began, 3),
+                detail=detail,
+                error=failed,
+                recovery=recovery,
+            )
+            self._done.append(done)
+            self._told(step, done)
+            if failed:
+                return failed
+        return ""
+
+    async def _do(self, step: Step) -> str:  # noqa: C901, PLR0911 - one for each kind of step
+        """Do one step and return what it found. Raises GateError, FlyctlError."""
+        match step:
+            case plan.CreateApp():
+                org = ("--org", step.org) if step.org else ()
+                await self._fly.run("apps", "create", step.app, *org, "--yes")
+                return ""
+            case plan.StageSecrets():
+                # On stdin: a command line can be read by every process of the machine.
+                lines = "".join(f"{name}={self._secrets[name]}\n" for name in step.names)
+                await self._fly.run("secrets", "import", "--stage", "--app", step.app, stdin=lines)
+                return ", ".join(step.names)
+            case plan.BuildImage():
+                return await self._build(step)
+            case plan.DeployImage():
+                return await self._deploy(step)
+            case plan.WakeMachines():
+                return await self._wake(step.app)
+            case plan.CompareImages():
+                return await self._compare(step)
+            case plan.ProbeMachines():
+                async with Probe(step.url, self._patiences) as probe:
+                    ids = [each.id for each in await state.machines(self._fly, step.app)]
+                    found = await probe.machines(ids, step.release)
+                return f"{len(found)} machines, release {found[0].release if found else '?'}"
+            case plan.AskCanary():
+                return await self._ask(step.url)
+            case plan.Bake():
+                return await self._bake(step)
+            case plan.NoteGood():
+                return await self._note(step)
+
+    async def _build(self, step: plan.BuildImage) -> str:
+        dockerfile = str((self._folder / step.config).parent / "Dockerfile")
+        await self._fly.run(
+            *("deploy", ".", "--app", step.app, "--config", step.config, "--dockerfile", dockerfile),
+            *("--build-only", "--push", "--image-label", step.label, "--yes"),
+            seconds=_BUILD_S,
+        )
+        return step.label
+
+    async def _deploy(self, step: plan.DeployImage) -> str:
+        # Names, not flags, that are long: `flyctl deploy --help` of the pinned version.
+        await self._fly.run(
+            *("deploy", "--app", step.app, "--config", step.config, "--image", step.image.ref),
+            *("--env", f"RELEASE={step.image.release}", "--yes"),
+            *(() if step.ha else ("--ha=false",)),
+            *(() if step.migrate else ("--skip-release-command",)),
+            seconds=_DEPLOY_S,
+        )
+        return step.image.ref
+
+    async def _wake(self, app: str) -> str:
+        """Start what sleeps. A start while a machine is being replaced is refused (412), and repeated."""
+        found = await state.machines(self._fly, app)
+        if not found:
+            raise GateError(f"{app} has no machines")
+        for machine in found:
+            if machine.state == "started":
+                continue
+            for left in reversed(range(_START_TRIES)):
+                try:
+                    await self._fly.run("machine", "start", machine.id, "--app", app)
+                    break
+                except FlyctlError as error:
+                    if not left:
+                        raise GateError(f"machine {machine.id} does not start: {error}") from error
+                    await asyncio.sleep(1)
+        return f"{sum(each.state != 'started' for each in found)} of {len(found)} were not running"
+
+    async def _compare(self, step: plan.CompareImages) -> str:
+        found = await state.machines(self._fly, step.app)
+        digests = {each.image_ref.digest for each in found}
+        for each in found:
+            if not each.image_ref.is_of(step.image.ref):
+                raise GateError(f"machine {each.id} has {each.image_ref.exact} instead of {step.image.ref}")
+        if len(digests) != 1:
+            raise GateError(f"the machines have different images: {', '.join(sorted(digests))}")
+        return f"{len(found)} machines, {digests.pop() or 'no digest known'}"
+
+    async def _ask(self, url: str) -> str:
+        assert self._tokens is not None, "a plan that asks is given a user"
+        async with Probe(url, self._patiences) as probe:
+            answer = await probe.ask(self._tokens)
+        return f"first word after {answer.first_word_s:.2f} s, whole answer {answer.total_s:.2f} s"
+
+    async def _bake(self, step: plan.Bake) -> str:
+        """Look every few seconds. A machine that has gone to sleep by itself is left alone."""
+        since, ends = state.now(), time.monotonic() + step.seconds
+        async with Probe(step.url, self._patiences) as probe:
+            while (left := ends - time.monotonic()) > 0:
+                for each in await state.machines(self._fly, step.app):
+                    if crashed := state.crashes(each, since):
+                        raise GateError(f"machine {each.id} crashed: {', '.join(crashed)}")
+                    if each.state == "failed":
+                        raise GateError(f"machine {each.id} has failed")
+                    if each.state == "started":
+                        await probe.ready(each.id)
+                await asyncio.sleep(min(_LOOK_S, left))
+        return await self._ask(step.url) if step.seconds else "not watched"
+
+    async def _note(self, step: plan.NoteGood) -> str:
+        assert self._api is not None, "a plan that notes is given the API"
+        found = await state.machines(self._fly, step.app)
+        before = state.App(step.app, machines=found).good
+        # By digest where it is known: a tag can come to mean another image.
+        exact = {each.image_ref.exact for each in found}
+        image = state.Image(exact.pop() if len(exact) == 1 else step.image.ref, step.image.release)
+        note = msgspec.json.encode(state.noted(image, before, forget_newer=step.forget_newer)).decode()
+        for each in found:
+            await self._api.set_metadata(step.app, each.id, state.GOOD, note)
+        return image.ref

@@ -1,0 +1,218 @@
+"""The verbs that change something: setup, deploy, promote, rollback."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from myhealth_cli.deploy import plan, report
+from myhealth_cli.deploy.environments import deployed
+from myhealth_cli.deploy.errors import GateError, NothingChangedError
+from myhealth_cli.deploy.ground import Ground, app_of, commit, stand
+from myhealth_cli.deploy.lock import app_lock, file_lock, holder
+from myhealth_cli.deploy.machines_api import MachinesApi, token
+from myhealth_cli.deploy.probe import Patiences, Probe, canary
+from myhealth_cli.deploy.rollout import Rollout
+from myhealth_cli.deploy.state import Image
+from myhealth_cli.tokens import TokenError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
+
+    from myhealth_cli.deploy.environments import Deployed
+    from myhealth_cli.deploy.plan import Plan
+    from myhealth_cli.deploy.state import App
+    from myhealth_cli.tokens import TokenSource
+
+DONE: Final = 0
+FAILED: Final = 1
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What all verbs share. `url`: where to probe, instead of the environment's address."""
+
+    dry_run: bool = False
+    as_json: bool = False
+    url: str | None = None
+    bake_s: float = 60.0
+    ha: bool = True
+    patiences: Patiences = Patiences()
+
+
+def setup(
+    name: str,
+    options: Options,
+    *,
+    values: Mapping[str, str],
+    prompt: Callable[[str], str] | None,
+    replace: bool,
+    org: str | None,
+) -> int:
+    """Make an environment's app and set its secrets. `prompt` asks for a value, hidden; None: nobody."""
+    environment = deployed(name)
+
+    async def go() -> int:
+        ground = await stand()
+        app = await app_of(ground, environment)
+        there = {each.name for each in app.secrets}
+        given = {each: value for each, value in values.items() if each in environment.secrets}
+        if prompt is not None and not options.dry_run:
+            for each in environment.secrets:
+                if each not in given and each not in there and (value := prompt(each).strip()):
+                    given[each] = value
+        wanted = plan.setup(environment, app, given, replace=replace, org=org)
+        if options.dry_run:
+            report.show_plan(wanted, as_json=options.as_json)
+            return DONE
+        with file_lock(ground.records, environment.app) as held:
+            ground.fly.inherited = (held,)
+            return await _execute("setup", ground, wanted, options, secrets=given)
+
+    return asyncio.run(go())
+
+
+def deploy(name: str, options: Options, *, image: str | None, release: str | None) -> int:
+    """Deploy to staging: a build of this commit, or an image that exists."""
+    environment = deployed(name)
+    if environment.name == "production":
+        raise NothingChangedError(
+            "production gets what staging has proven, never a build of its own", hint="myhealth promote"
+        )
+
+    async def target(ground: Ground) -> tuple[Image, str | None]:
+        if image is not None:
+            return Image(image, release or plan.label_of(image)), None
+        label = await commit(ground.root)
+        return Image(f"registry.fly.io/{environment.app}:{label}", release or label), label
+
+    async def planned(ground: Ground, app: App, url: str) -> Plan:
+        wanted, label = await target(ground)
+        return plan.deploy(environment, app, wanted, build=label, bake=options.bake_s, url=url, ha=options.ha)
+
+    return asyncio.run(_gated("deploy", environment, options, planned))
+
+
+def promote(options: Options, *, staging_url: str | None) -> int:
+    """Put the image that staging runs on production."""
+    environment, source = deployed("production"), deployed("staging")
+
+    async def planned(ground: Ground, app: App, url: str) -> Plan:
+        staging = await app_of(ground, source)
+        wanted = plan.promote(staging, environment, app, bake=options.bake_s, url=url, ha=options.ha)
+        if not options.dry_run:
+            await _green(staging, staging_url or source.url, options.patiences)
+        return wanted
+
+    return asyncio.run(_gated("promote", environment, options, planned))
+
+
+def rollback(name: str, options: Options, *, number: int | None) -> int:
+    """Go back to a release, or to what was proven before."""
+    environment = deployed(name)
+
+    async def planned(_ground: Ground, app: App, url: str) -> Plan:
+        return plan.rollback(environment, app, number, bake=options.bake_s, url=url)
+
+    return asyncio.run(_gated("rollback", environment, options, planned))
+
+
+async def _gated(
+    verb: str,
+    environment: Deployed,
+    options: Options,
+    planned: Callable[[Ground, App, str], Awaitable[Plan]],
+) -> int:
+    """Plan under the app's lock, from what is there then, and execute."""
+    url = options.url or environment.url
+    ground = await stand()
+    if options.dry_run:
+        report.show_plan(
+            await planned(ground, await app_of(ground, environment), url), as_json=options.as_json
+        )
+        return DONE
+    user = await _signed_in()
+    async with AsyncExitStack() as stack:
+        ground.fly.inherited = (stack.enter_context(file_lock(ground.records, environment.app)),)
+        api = await stack.enter_async_context(MachinesApi(await token(ground.fly)))
+        app = await app_of(ground, environment)
+        first = app.machines[0].id if app.machines else None
+        await stack.enter_async_context(app_lock(api, environment.app, first, holder(ground.records)))
+        # Read again: somebody may have deployed while we waited for the lock.
+        wanted = await planned(ground, await app_of(ground, environment), url)
+        return await _execute(verb, ground, wanted, options, api=api, tokens=user)
+
+
+async def _execute(
+    verb: str,
+    ground: Ground,
+    wanted: Plan,
+    options: Options,
+    *,
+    api: MachinesApi | None = None,
+    tokens: TokenSource | None = None,
+    secrets: Mapping[str, str] | None = None,
+) -> int:
+    rollout = Rollout(
+        ground.fly,
+        folder=ground.root,
+        api=api,
+        tokens=tokens,
+        secrets=secrets,
+        patiences=options.patiences,
+        told=report.progress,
+    )
+    outcome = await rollout.run(wanted)
+    report.record(ground.records, verb, outcome)
+    report.show_outcome(outcome, as_json=options.as_json)
+    return DONE if outcome.ok else FAILED
+
+
+async def _signed_in() -> TokenSource:
+    """Return the canary user, signed in: a deploy that nobody could test is not begun."""
+    user = canary(os.environ)
+    try:
+        await user.token()
+    except TokenError as error:
+        raise NothingChangedError(
+            f"the canary user cannot sign in: {error}", hint="check SUPABASE_URL, the key and CANARY_*"
+        ) from error
+    return user
+
+
+async def _green(staging: App, url: str, patiences: Patiences) -> None:
+    """See that every machine of staging answers now. Raises NothingChangedError."""
+    running = staging.running
+    try:
+        async with Probe(url, patiences) as probe:
+            await probe.machines((each.id for each in staging.machines), running and running.release)
+    except GateError as error:
+        raise NothingChangedError(f"staging is not green: {error}", hint="myhealth deploy staging") from error
+
+
+def values_in(file: Path) -> dict[str, str]:
+    """Read KEY=VALUE lines; blank lines and lines with # are left out, quotes around a value are taken off.
+
+    Raises NothingChangedError, which names the line and never quotes it.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise NothingChangedError(f"{file} cannot be read", hint="name a file of KEY=VALUE lines") from error
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if not stripped or stripped.startswith("#"):
+            continue
+        name, sign, value = stripped.removeprefix("export ").partition("=")
+        value = value.strip()
+        if value[:1] in {'"', "'"} and value[-1:] == value[:1] and len(value) > 1:
+            value = value[1:-1]
+        if not sign or not name.strip().isidentifier() or not value:
+            raise NothingChangedError(f"{file}, line {number} is not KEY=VALUE", hint="correct that line")
+        found[name.strip()] = value
+    return found
