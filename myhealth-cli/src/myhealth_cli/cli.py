@@ -1,4 +1,7 @@
-"""The command `myhealth`: dev, chat, import, token. Imports are inside, so that each starts quickly."""
+"""The command `myhealth`: dev, chat, import, token, and the deploy verbs (deploy/cli.py).
+
+Imports are inside, so that each starts quickly.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from myhealth_cli.deploy.cli import register
 from myhealth_cli.errors import MyHealthError
 
 EXIT_FAILED = 1
@@ -17,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="myHealth on your machine: run everything, talk to the coach, import Apple Health exports.",
+    help="myHealth: run everything on your machine, talk to the coach, deploy to Fly.io and back.",
 )
 
 _Url = Annotated[str, typer.Option(envvar="MYHEALTH_URL", help="Address of the agent backend.")]
@@ -89,6 +93,9 @@ def token(*, url: _Url = _URL, user: _User = _USER) -> None:
     from myhealth_cli.tokens import tokens_for  # noqa: PLC0415 - see the module's docstring
 
     typer.echo(asyncio.run(tokens_for(url, None, user).token()))
+
+
+register(app)
 
 
 def main() -> None:

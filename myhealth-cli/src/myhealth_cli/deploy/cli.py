@@ -1,0 +1,243 @@
+"""The deploy verbs of the command `myhealth`. Imports are inside, so that each starts quickly."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXIT_FAILED = 1
+EXIT_NOTHING_CHANGED = 2
+
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and change nothing.")]
+_Where = Annotated[str, typer.Argument(help="staging or production.", show_default=False)]
+_Url = Annotated[str | None, typer.Option(help="Probe at this address instead of the environment's.")]
+_Bake = Annotated[float, typer.Option(min=0, max=3600, help="Seconds to watch before it counts as good.")]
+_Ha = Annotated[bool, typer.Option(help="The first deploy makes two machines, or one.")]
+_FirstWord = Annotated[float, typer.Option(min=0.1, max=300, help="Seconds for the canary's first word.")]
+_Ready = Annotated[float, typer.Option(min=1, max=600, help="Seconds for a machine to be ready.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command."""
+    for command in (environments, doctor, setup, deploy, promote, rollback, status, logs, load):
+        app.command()(command)
+
+
+def environments(*, json: _Json = False) -> None:
+    """Print the environments: apps, addresses, secrets and where each is set."""
+    from myhealth_cli.deploy import listing  # noqa: PLC0415 - see the module's docstring
+
+    _end(lambda: listing.run(as_json=json), json=json)
+
+
+def doctor(
+    *,
+    json: _Json = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask nothing over the network.")] = False,
+) -> None:
+    """Go through the epic's checklists: what is done, what is not, what only a person can say.
+
+    Exit codes: 0 nothing failed, 1 something did.
+    """
+    from myhealth_cli.deploy import doctor as module  # noqa: PLC0415 - see the module's docstring
+
+    _end(lambda: module.run(as_json=json, offline=offline), json=json)
+
+
+def setup(
+    environment: _Where,
+    *,
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="File of KEY=VALUE lines; else the values are asked for.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Also set secrets that are set.")] = False,
+    org: Annotated[str | None, typer.Option(help="Fly organisation; by default your own.")] = None,
+    dry_run: _DryRun = False,
+    json: _Json = False,
+) -> None:
+    """Make the app and set its secrets. Can be repeated: what is there stays.
+
+    Values come from a file or are asked for without being shown, and go to flyctl on stdin; they are in force
+    with the next deploy.
+    """
+    from myhealth_cli.deploy import verbs  # noqa: PLC0415 - see the module's docstring
+
+    def prompt(name: str) -> str:
+        return str(
+            typer.prompt(f"{name} (hidden)", hide_input=True, default="", show_default=False, err=True)
+        )
+
+    def go() -> int:
+        return verbs.setup(
+            environment,
+            verbs.Options(dry_run=dry_run, as_json=json),
+            values={} if from_ is None else verbs.values_in(from_),
+            prompt=prompt if from_ is None and sys.stdin.isatty() else None,
+            replace=replace,
+            org=org,
+        )
+
+    _end(go, json=json)
+
+
+def deploy(
+    environment: _Where,
+    *,
+    image: Annotated[str | None, typer.Option(help="Deploy this image; else this commit is built.")] = None,
+    release: Annotated[str | None, typer.Option(help="What /version says (default: commit or tag).")] = None,
+    url: _Url = None,
+    bake: _Bake = 60.0,
+    first_word: _FirstWord = 20.0,
+    ready: _Ready = 60.0,
+    ha: _Ha = True,
+    dry_run: _DryRun = False,
+    json: _Json = False,
+) -> None:
+    """Deploy to staging, through every gate; on a failure what ran before is deployed again.
+
+    Exit codes: 0 done, 1 failed (it says what runs now), 2 nothing was changed.
+    """
+    from myhealth_cli.deploy import probe, verbs  # noqa: PLC0415 - see the module's docstring
+
+    def go() -> int:
+        options = verbs.Options(
+            dry_run=dry_run,
+            as_json=json,
+            url=url,
+            bake_s=bake,
+            ha=ha,
+            patiences=probe.Patiences(ready_s=ready, first_word_s=first_word),
+        )
+        return verbs.deploy(environment, options, image=image, release=release)
+
+    _end(go, json=json)
+
+
+def promote(
+    *,
+    url: _Url = None,
+    staging_url: Annotated[str | None, typer.Option(help="Probe staging at this address.")] = None,
+    bake: _Bake = 120.0,
+    first_word: _FirstWord = 20.0,
+    ready: _Ready = 60.0,
+    ha: _Ha = True,
+    dry_run: _DryRun = False,
+    json: _Json = False,
+) -> None:
+    """Put the very image that staging runs on production: by digest, not built again.
+
+    Exit codes: 0 done, 1 failed (it says what runs now), 2 nothing was changed.
+    """
+    from myhealth_cli.deploy import probe, verbs  # noqa: PLC0415 - see the module's docstring
+
+    def go() -> int:
+        options = verbs.Options(
+            dry_run=dry_run,
+            as_json=json,
+            url=url,
+            bake_s=bake,
+            ha=ha,
+            patiences=probe.Patiences(ready_s=ready, first_word_s=first_word),
+        )
+        return verbs.promote(options, staging_url=staging_url)
+
+    _end(go, json=json)
+
+
+def rollback(
+    number: Annotated[int | None, typer.Argument(help="A release's number, of `myhealth status`.")] = None,
+    *,
+    environment: Annotated[str, typer.Option(help="staging or production.")] = "production",
+    url: _Url = None,
+    bake: _Bake = 30.0,
+    first_word: _FirstWord = 20.0,
+    ready: _Ready = 60.0,
+    dry_run: _DryRun = False,
+    json: _Json = False,
+) -> None:
+    """Deploy what was proven before the image that runs now, or the image of a release.
+
+    Secrets, fly.toml and the database stay as they are. Exit codes as of `deploy`.
+    """
+    from myhealth_cli.deploy import probe, verbs  # noqa: PLC0415 - see the module's docstring
+
+    def go() -> int:
+        options = verbs.Options(
+            dry_run=dry_run,
+            as_json=json,
+            url=url,
+            bake_s=bake,
+            patiences=probe.Patiences(ready_s=ready, first_word_s=first_word),
+        )
+        return verbs.rollback(environment, options, number=number)
+
+    _end(go, json=json)
+
+
+def status(environment: _Where, *, json: _Json = False) -> None:
+    """Show machines, images, checks, who sleeps, the proven images and the last releases. Wakes nobody."""
+    from myhealth_cli.deploy import status as module  # noqa: PLC0415 - see the module's docstring
+
+    _end(lambda: module.run(environment, as_json=json), json=json)
+
+
+def logs(
+    environment: _Where,
+    *,
+    follow: Annotated[bool, typer.Option(help="Go on until interrupted, or end with what there is.")] = True,
+    json: _Json = False,
+) -> None:
+    """Show the app's log."""
+    from myhealth_cli.deploy import listing  # noqa: PLC0415 - see the module's docstring
+
+    _end(lambda: listing.logs(environment, follow=follow, as_json=json), json=json)
+
+
+def load(
+    url: Annotated[str, typer.Argument(help="Address of a deployed or local server.")],
+    *,
+    clients: Annotated[int, typer.Option(min=1, max=200, help="Conversations at the same time.")] = 10,
+    turns: Annotated[int, typer.Option(min=1, max=2000, help="Turns in all, at most.")] = 50,
+    seconds: Annotated[float, typer.Option(min=1, max=600, help="No new turn after so long.")] = 60.0,
+    ready: Annotated[float, typer.Option(min=0.1, max=600, help="Seconds for it to be there.")] = 30.0,
+    token: Annotated[str | None, typer.Option(envvar="MYHEALTH_TOKEN", help="Bearer token.")] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Also where real users are and turns cost money.")
+    ] = False,
+    json: _Json = False,
+) -> None:
+    """Ask many questions at once, within bounds, and measure: first word, whole answer, failures.
+
+    As the canary user (CANARY_*), with --token, or as a made-up user of a local stack. Exit codes: 0 every
+    turn was answered, 1 some were not, 2 nothing was asked.
+    """
+    from myhealth_cli.deploy import load as module  # noqa: PLC0415 - see the module's docstring
+
+    bounds = module.Bounds(clients=clients, turns=turns, seconds=seconds, ready_s=ready)
+    _end(lambda: module.run(url, bounds, token=token, yes=yes, as_json=json), json=json)
+
+
+def _end(go: Callable[[], int], *, json: bool) -> None:
+    """Run a verb and leave with its exit code; errors as words, or as JSON where that was asked for."""
+    from myhealth_cli.deploy.errors import NothingChangedError  # noqa: PLC0415 - see the module's docstring
+    from myhealth_cli.deploy.report import show_error  # noqa: PLC0415 - see the module's docstring
+    from myhealth_cli.errors import MyHealthError  # noqa: PLC0415 - see the module's docstring
+
+    try:
+        code = go()
+    except MyHealthError as error:
+        unchanged = isinstance(error, NothingChangedError)
+        if json:
+            show_error(error, changed=not unchanged)
+        hint = f"\n  {error.hint}" if error.hint else ""
+        sys.stderr.write(f"myhealth: {error}{hint}\n")
+        code = EXIT_NOTHING_CHANGED if unchanged else EXIT_FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write("myhealth: interrupted\n  say the same again: it goes on from what is there\n")
+        code = EXIT_FAILED
+    raise typer.Exit(code)

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from myhealth_cli.deploy import verbs
+from myhealth_cli.deploy.errors import NothingChangedError
+from myhealth_cli.deploy.lock import file_lock
+
+from .installed import Ended, myhealth, nothing
+
+
+def refused(ended: Ended, *says: str) -> None:
+    """See that it changed nothing, in two lines: what is wrong and what to do."""
+    assert ended.code == 2, ended
+    lines = ended.err.rstrip("\n").split("\n")
+    assert len(lines) == 2, ended.err
+    assert lines[0].startswith("myhealth: ")
+    assert lines[1].startswith("  ")
+    for each in says:
+        assert each in ended.err
+
+
+def test_outside_a_checkout(tmp_path: Path) -> None:
+    refused(myhealth("deploy", "staging", folder=tmp_path, env=nothing()), "not a checkout", "cd to where")
+
+
+@pytest.mark.parametrize(
+    "words", [("deploy", "staging"), ("promote",), ("rollback",), ("status", "staging"), ("setup", "staging")]
+)
+def test_without_flyctl(words: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "agent-backend").mkdir()
+    (tmp_path / "agent-backend" / "fly.toml").touch()
+    refused(myhealth(*words, folder=tmp_path, env=nothing()), "flyctl is not installed", "brew install")
+
+
+def test_a_flyctl_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "agent-backend").mkdir()
+    (tmp_path / "agent-backend" / "fly.toml").touch()
+    ended = myhealth("status", "staging", folder=tmp_path, env=nothing(FLYCTL="/nonexistent/flyctl"))
+    refused(ended, "FLYCTL names /nonexistent/flyctl")
+
+
+def test_a_wrong_environment() -> None:
+    refused(myhealth("status", "prod", env=nothing()), "'prod'", "staging or production")
+    refused(myhealth("deploy", "production", env=nothing()), "myhealth promote")
+
+
+def test_errors_as_json() -> None:
+    ended = myhealth("deploy", "production", "--json", env=nothing())
+    assert ended.code == 2
+    assert ended.json() == {
+        "ok": False,
+        "changed": False,
+        "error": "production gets what staging has proven, never a build of its own",
+        "hint": "myhealth promote",
+    }
+
+
+def test_a_file_of_secrets_is_read_and_never_quoted(tmp_path: Path) -> None:
+    file = tmp_path / "secrets.env"
+    file.write_text("# ours\n\nexport A=1=2\nB='x y'\nC=\"z\"\n", "utf-8")
+    assert verbs.values_in(file) == {"A": "1=2", "B": "x y", "C": "z"}
+    file.write_text("A=1\nplain-word-that-must-not-show\n", "utf-8")
+    ended = myhealth("setup", "staging", "--from", str(file), env=nothing())
+    refused(ended, "line 2 is not KEY=VALUE")
+    assert "plain-word" not in ended.err
+    refused(myhealth("setup", "staging", "--from", str(tmp_path / "none"), env=nothing()), "cannot be read")
+
+
+def test_one_at_a_time_on_a_host(tmp_path: Path) -> None:
+    refusal = pytest.raises(NothingChangedError, match="is deploying app")
+    with file_lock(tmp_path, "app"), file_lock(tmp_path, "other"), refusal, file_lock(tmp_path, "app"):
+        pass
+    with file_lock(tmp_path, "app"):
+        pass
+
+
+def test_a_load_on_production_is_asked_for_twice() -> None:
+    ended = myhealth("load", "https://myhealth-agents.fly.dev", env=nothing())
+    refused(ended, "this is production", "--yes")
+
+
+def test_a_load_on_nothing(tmp_path: Path) -> None:
+    env = nothing(MYHEALTH_TOKEN="token")
+    ended = myhealth("load", "http://127.0.0.1:1", "--ready", "0.1", folder=tmp_path, env=env)
+    refused(ended, "/readyz")
