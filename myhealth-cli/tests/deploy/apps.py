@@ -14,12 +14,13 @@ ALL = tuple(Secret(name, "Deployed") for name in STAGING.secrets)
 
 def image(letter: str, app: str = "myhealth-agents-staging") -> Image:
     """Image a, b, ...: its digest and its release are named after it."""
-    return Image(f"registry.fly.io/{app}@sha256:{letter * 64}", f"release-{letter}")
+    return Image(f"registry.fly.io/{app}:tag@sha256:{letter * 64}", f"release-{letter}")
 
 
 def machine(number: int, runs: Image, *, good: tuple[Image, ...] = (), state: str = "started") -> Machine:
     """Return a machine that runs an image."""
     name, _, digest = runs.ref.partition("@")
+    name = name.removesuffix(":tag")
     registry, _, repository = name.partition("/")
     metadata = {"fly_process_group": "app"}
     if good:

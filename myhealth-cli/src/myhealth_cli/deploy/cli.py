@@ -18,6 +18,7 @@ _Where = Annotated[str, typer.Argument(help="staging or production.", show_defau
 _Url = Annotated[str | None, typer.Option(help="Probe at this address instead of the environment's.")]
 _Bake = Annotated[float, typer.Option(min=0, max=3600, help="Seconds to watch before it counts as good.")]
 _Ha = Annotated[bool, typer.Option(help="The first deploy makes two machines, or one.")]
+_Smoke = Annotated[bool, typer.Option(help="Let flyctl watch each machine for ten seconds, too.")]
 _FirstWord = Annotated[float, typer.Option(min=0.1, max=300, help="Seconds for the canary's first word.")]
 _Ready = Annotated[float, typer.Option(min=1, max=600, help="Seconds for a machine to be ready.")]
 
@@ -95,6 +96,7 @@ def deploy(
     first_word: _FirstWord = 20.0,
     ready: _Ready = 60.0,
     ha: _Ha = True,
+    smoke: _Smoke = True,
     dry_run: _DryRun = False,
     json: _Json = False,
 ) -> None:
@@ -111,6 +113,7 @@ def deploy(
             url=url,
             bake_s=bake,
             ha=ha,
+            smoke=smoke,
             patiences=probe.Patiences(ready_s=ready, first_word_s=first_word),
         )
         return verbs.deploy(environment, options, image=image, release=release)
@@ -126,6 +129,7 @@ def promote(
     first_word: _FirstWord = 20.0,
     ready: _Ready = 60.0,
     ha: _Ha = True,
+    smoke: _Smoke = True,
     dry_run: _DryRun = False,
     json: _Json = False,
 ) -> None:
@@ -142,6 +146,7 @@ def promote(
             url=url,
             bake_s=bake,
             ha=ha,
+            smoke=smoke,
             patiences=probe.Patiences(ready_s=ready, first_word_s=first_word),
         )
         return verbs.promote(options, staging_url=staging_url)

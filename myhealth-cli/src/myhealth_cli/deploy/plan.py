@@ -49,6 +49,8 @@ class DeployImage(msgspec.Struct, frozen=True, tag_field="step", tag="deploy_ima
     image: Image
     migrate: bool = True
     ha: bool = True
+    smoke: bool = True
+    """With flyctl's own ten seconds at each machine, which stop it at the first one that dies."""
 
 
 class WakeMachines(msgspec.Struct, frozen=True, tag_field="step", tag="wake_machines"):
@@ -152,6 +154,7 @@ def deploy(
     bake: float,
     url: str,
     ha: bool = True,
+    smoke: bool = True,
 ) -> Plan:
     """Plan to put `image` on every machine, through all gates. `build`: the label to build it under before.
 
@@ -164,7 +167,7 @@ def deploy(
     if not there:
         if build is not None:
             steps.append(BuildImage(environment.app, environment.config, build))
-        steps.append(DeployImage(environment.app, environment.config, image, ha=ha))
+        steps.append(DeployImage(environment.app, environment.config, image, ha=ha, smoke=smoke))
     steps += [*_gates(environment, image, url), Bake(environment.app, url, bake)]
     steps.append(NoteGood(environment.app, image))
     back = _way_back(app, image)
@@ -179,7 +182,16 @@ def deploy(
     )
 
 
-def promote(staging: App, environment: Deployed, app: App, *, bake: float, url: str, ha: bool = True) -> Plan:
+def promote(
+    staging: App,
+    environment: Deployed,
+    app: App,
+    *,
+    bake: float,
+    url: str,
+    ha: bool = True,
+    smoke: bool = True,
+) -> Plan:
     """Plan to put the very image of staging on production: by digest, never built again.
 
     Raises NothingChangedError: staging does not run one proven image everywhere, and as `deploy`.
@@ -199,7 +211,7 @@ def promote(staging: App, environment: Deployed, app: App, *, bake: float, url: 
         raise NothingChangedError(
             f"{staging.name} runs {image}, which has not passed its gates", hint="myhealth deploy staging"
         )
-    return deploy(environment, app, image, build=None, bake=bake, url=url, ha=ha)
+    return deploy(environment, app, image, build=None, bake=bake, url=url, ha=ha, smoke=smoke)
 
 
 def rollback(environment: Deployed, app: App, number: int | None, *, bake: float, url: str) -> Plan:
@@ -211,7 +223,7 @@ def rollback(environment: Deployed, app: App, number: int | None, *, bake: float
     _require(environment, app)
     image = _numbered(app, number) if number is not None else _before(app)
     steps = (
-        DeployImage(environment.app, environment.config, image, migrate=False),
+        DeployImage(environment.app, environment.config, image, migrate=False, smoke=False),
         *_gates(environment, image, url),
         Bake(environment.app, url, bake),
         NoteGood(environment.app, image, forget_newer=True),
@@ -246,7 +258,8 @@ def _gates(environment: Deployed, image: Image, url: str) -> tuple[Step, ...]:
 
 
 def _return(environment: Deployed, back: Image, url: str) -> tuple[Step, ...]:
-    deployed = DeployImage(environment.app, environment.config, back, migrate=False)
+    # Proven before, and probed again right after: flyctl need not look for ten seconds too.
+    deployed = DeployImage(environment.app, environment.config, back, migrate=False, smoke=False)
     return (deployed, *_gates(environment, back, url))
 
 

@@ -115,7 +115,7 @@ class Probe:
             status, body = await self._get(path, machine)
         except (aiohttp.ClientError, TimeoutError) as error:
             return str(error) or type(error).__name__
-        return "" if status == 200 else f"{status} {body[:160].decode('utf-8', 'replace')}"
+        return "" if status == 200 else _said(status, body)
 
     async def _until(self, path: str, machine: str | None, read: Callable[[bytes], T]) -> T:
         ends, reason = time.monotonic() + self.patiences.ready_s, "nothing"
@@ -124,7 +124,7 @@ class Probe:
                 status, body = await self._get(path, machine)
                 if status == 200:
                     return read(body)
-                reason = f"{status} {body[:160].decode('utf-8', 'replace')}"
+                reason = _said(status, body)
             except msgspec.DecodeError:
                 reason = "an answer that is not the backend's"
             except (aiohttp.ClientError, TimeoutError) as error:
@@ -154,6 +154,10 @@ class Probe:
             raise
         except MyHealthError as error:
             raise GateError(f"the canary is refused: {error}") from error
+
+
+def _said(status: int, body: bytes) -> str:
+    return f"{status} {body[:160].decode('utf-8', 'replace')}".strip()
 
 
 async def prepare(client: Client) -> None:

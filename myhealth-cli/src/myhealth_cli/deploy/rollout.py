@@ -196,11 +196,12 @@ class Rollout:
         return step.label
 
     async def _deploy(self, step: plan.DeployImage) -> str:
-        # Names, not flags, that are long: `flyctl deploy --help` of the pinned version.
+        # DNS is doctor's business. Smoke checks stay: they stop flyctl at the first machine that dies.
         await self._fly.run(
             *("deploy", "--app", step.app, "--config", step.config, "--image", step.image.ref),
-            *("--env", f"RELEASE={step.image.release}", "--yes"),
+            *("--env", f"RELEASE={step.image.release}", "--yes", "--dns-checks=false"),
             *(() if step.ha else ("--ha=false",)),
+            *(() if step.smoke else ("--smoke-checks=false",)),
             *(() if step.migrate else ("--skip-release-command",)),
             seconds=_DEPLOY_S,
         )

@@ -51,10 +51,9 @@ class ImageRef(msgspec.Struct, frozen=True):
 
     @property
     def exact(self) -> str:
-        """The reference that can mean nothing else; by the tag where no digest is known."""
-        if self.digest:
-            return f"{self.name}@{self.digest}"
-        return f"{self.name}:{self.tag}" if self.tag else self.name
+        """The reference that can mean nothing else, as far as a digest is known: NAME:TAG@DIGEST."""
+        tagged = f"{self.name}:{self.tag}" if self.tag else self.name
+        return f"{tagged}@{self.digest}" if self.digest else tagged
 
     def is_of(self, ref: str) -> bool:
         """Say whether `ref` names this image: by digest if it has one, else by name and tag."""

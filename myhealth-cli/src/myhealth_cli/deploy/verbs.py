@@ -41,6 +41,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     url: str | None = None
     bake_s: float = 60.0
     ha: bool = True
+    smoke: bool = True
     patiences: Patiences = Patiences()
 
 
@@ -92,7 +93,16 @@ def deploy(name: str, options: Options, *, image: str | None, release: str | Non
 
     async def planned(ground: Ground, app: App, url: str) -> Plan:
         wanted, label = await target(ground)
-        return plan.deploy(environment, app, wanted, build=label, bake=options.bake_s, url=url, ha=options.ha)
+        return plan.deploy(
+            environment,
+            app,
+            wanted,
+            build=label,
+            bake=options.bake_s,
+            url=url,
+            ha=options.ha,
+            smoke=options.smoke,
+        )
 
     return asyncio.run(_gated("deploy", environment, options, planned))
 
@@ -103,7 +113,9 @@ def promote(options: Options, *, staging_url: str | None) -> int:
 
     async def planned(ground: Ground, app: App, url: str) -> Plan:
         staging = await app_of(ground, source)
-        wanted = plan.promote(staging, environment, app, bake=options.bake_s, url=url, ha=options.ha)
+        wanted = plan.promote(
+            staging, environment, app, bake=options.bake_s, url=url, ha=options.ha, smoke=options.smoke
+        )
         if not options.dry_run:
             await _green(staging, staging_url or source.url, options.patiences)
         return wanted

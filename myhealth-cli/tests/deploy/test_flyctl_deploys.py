@@ -1,0 +1,187 @@
+"""The deploy verbs with the real flyctl, the real server and the local Fly. Skipped without flyctl."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import msgspec
+import pytest
+
+from myhealth_cli.deploy.environments import deployed
+
+from .installed import Ended
+from .stage import MISSING, Stage, find, speaking, stage
+
+FLYCTL = find()
+pytestmark = [
+    pytest.mark.skipif(FLYCTL is None, reason=MISSING),
+    pytest.mark.xdist_group("deploys"),
+    pytest.mark.timeout(300),
+]
+APP = deployed("staging").app
+_SLOW = ("anthropic_emulator", "serve", "--port", "0", "--ttft-ms", "3000", "--jitter", "0")
+
+
+@pytest.fixture(scope="module")
+def fly(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stage]:
+    assert FLYCTL is not None
+    with stage(tmp_path_factory.mktemp("stage"), FLYCTL) as made:
+        secrets = str(made.folder / "staging.env")
+        done(made.run("setup", "staging", "--from", secrets), "create the app", "set secrets")
+        again = made.run("setup", "staging", "--from", secrets)
+        assert "nothing to do" in again.out
+        done(deploy(made, made.image("a")))
+        yield made
+
+
+def deploy(fly: Stage, image: str, *more: str) -> Ended:
+    """Deploy to staging, as quickly as it goes."""
+    return fly.run("deploy", "staging", "--image", image, *common(fly), "--no-ha", *(more or ("--no-smoke",)))
+
+
+def common(fly: Stage, environment: str = "staging") -> tuple[str, ...]:
+    return ("--url", fly.url(environment), "--bake", "0", "--ready", "8", "--json")
+
+
+def done(ended: Ended, *told: str) -> None:
+    assert ended.code == 0, ended
+    for each in told:
+        assert each in ended.err
+
+
+def went_back(fly: Stage, ended: Ended, release: str, *says: str) -> None:
+    """See that it failed for that reason, and that what was proven before serves again."""
+    assert ended.code == 1, ended
+    outcome = ended.json()
+    assert not outcome["ok"]
+    assert outcome["recovered"], outcome
+    for each in says:
+        assert each in outcome["error"], outcome["error"]
+    assert f"release {release}" in outcome["left"]
+    assert fly.release() == release
+    print(f"{outcome['error'][:80]}: safe after {outcome['seconds_to_safe']:.1f} s")  # noqa: T201 - asked for
+
+
+def test_broken_releases_are_taken_back_and_the_next_good_one_serves(fly: Stage) -> None:
+    good = f"{sys.executable} -m agent_backend serve"
+
+    # It cannot stream, though it is ready: its model is not there.
+    mute = fly.program("mute", f"env ANTHROPIC_BASE_URL=http://127.0.0.1:1 {good}")
+    went_back(fly, deploy(fly, mute), "a", "provider_unreachable")
+
+    # It answers, and too slowly for the gate.
+    with speaking(*_SLOW, log=fly.folder / "log") as model:
+        slow = fly.program("slow", f"env ANTHROPIC_BASE_URL={model['url']} {good}")
+        ended = deploy(fly, slow, "--no-smoke", "--first-word", "1")
+    went_back(fly, ended, "a", "first word took more than 1 s")
+
+
+def test_a_migration_that_fails_changes_no_machine(fly: Stage) -> None:
+    folder = fly.folder / "bin"
+    folder.mkdir()
+    program = folder / "agent-backend"
+    program.write_text("#!/bin/sh\necho 'the migration fails'\nexit 1\n", "utf-8")
+    program.chmod(0o755)
+    good = f"{sys.executable} -m agent_backend serve"
+    image = fly.program("migration", good, PATH=f"{folder}:{os.environ['PATH']}")
+    ended = deploy(fly, image)
+    went_back(fly, ended, "a", "release command failed")
+    again = [each["step"]["step"] for each in ended.json()["steps"] if each["recovery"]]
+    assert "deploy_image" not in again, "no machine was changed"
+
+
+def test_a_broken_release_onto_a_sleeping_app_is_woken_and_found(fly: Stage) -> None:
+    fly.flyctl("machine", "stop", fly.machines()[0].id, "--app", APP, "--wait-timeout", "10s")
+    asleep = fly.run("status", "staging", "--json").json()
+    assert [each["is"] for each in asleep["machines"]] == ["asleep"]
+    ended = deploy(fly, fly.program("crash", "sh -c 'echo no database; exit 1'"))
+    went_back(fly, ended, "a", "/readyz is not good")
+    flyctls = next(each for each in ended.json()["steps"] if each["step"]["step"] == "deploy_image")
+    assert not flyctls["error"], "flyctl itself has seen nothing"
+
+
+def test_another_image_that_was_pulled_instead_is_found(fly: Stage) -> None:
+    other = fly.image("other", NUMBER="2")
+    fly.image("wanted", NUMBER="3")
+    fly.mispull("wanted", other)
+    went_back(fly, deploy(fly, f"registry.fly.io/{APP}:wanted"), "a", "instead of")
+
+
+def test_promotion_by_digest_and_rollback(fly: Stage) -> None:
+    image = fly.image("b")
+    done(deploy(fly, image))
+    done(fly.run("setup", "production", "--from", str(fly.folder / "production.env")), "create the app")
+    promotion = ("promote", *common(fly, "production"), "--staging-url", fly.url(), "--no-ha", "--no-smoke")
+    done(fly.run(*promotion))
+    there, here = fly.machines("production"), fly.machines()
+    assert there[0].image_ref.digest == here[0].image_ref.digest
+    assert fly.release("production") == "b"
+    refused = fly.run("rollback", *common(fly, "production"))
+    assert refused.code == 2, "production has had one image only"
+    done(fly.run("rollback", "--environment", "staging", *common(fly)))
+    assert fly.release() == "a"
+    assert [each.release for each in fly.machines()[0].good] == ["a"]
+
+
+def test_a_deploy_that_is_killed_is_said_again_and_converges(fly: Stage) -> None:
+    image = fly.image("c")
+    words = ("deploy", "staging", "--image", image, *common(fly), "--no-ha")
+    with fly.start(*words) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if re.search(r"deploy .* to myhealth", line):
+                break
+        # flyctl is at work: it watches the machine for ten seconds, and outlives us.
+        time.sleep(2)
+        running.send_signal(signal.SIGKILL)
+    first = fly.run(*words)
+    assert first.code == 2, first
+    assert "another process on this machine is deploying" in first.err
+    ends = time.monotonic() + 60
+    while (ended := fly.run(*words)).code == 2 and time.monotonic() < ends:
+        time.sleep(0.5)
+    done(ended)
+    assert fly.release() == "c"
+    assert fly.machines()[0].good[0].release == "c"
+
+
+def test_a_deploy_from_elsewhere_is_not_disturbed(fly: Stage) -> None:
+    machine = fly.machines()[0].id
+    url = f"{fly.fly_env['FLY_FLAPS_BASE_URL']}/v1/apps/{APP}/machines/{machine}/metadata/myhealth_lock"
+    token = {"Authorization": f"Bearer {fly.fly_env['FLY_API_TOKEN']}", "Content-Type": "application/json"}
+    body = msgspec.json.encode({"value": f"github-7 {time.time() + 600:.0f}"})
+    urlopen(Request(url, data=body, headers=token), timeout=10).close()
+    refused = deploy(fly, fly.image("d"))
+    assert refused.code == 2, refused
+    assert refused.json()["error"] == f"github-7 is deploying {APP}"
+    body = msgspec.json.encode({"value": f"github-7 {time.time() - 1:.0f}"})
+    urlopen(Request(url, data=body, headers=token), timeout=10).close()
+    done(deploy(fly, fly.image("d")))
+
+
+def test_a_bounded_load(fly: Stage) -> None:
+    ended = fly.run("load", fly.url(), "--clients", "4", "--turns", "12", "--json")
+    assert ended.code == 0, ended
+    result = ended.json()
+    assert (result["turns"], result["answered"], result["failed"]) == (12, 12, {})
+    assert 0 < result["first_word"]["p50"] <= result["first_word"]["p99"]
+
+
+def test_no_secret_is_printed_or_kept(fly: Stage) -> None:
+    secrets = [
+        line.partition("=")[2] for line in (fly.folder / "staging.env").read_text("utf-8").splitlines()
+    ]
+    kept = list((fly.checkout / ".local" / "deploys").iterdir())
+    assert any(each.name == f"{APP}.jsonl" for each in kept)
+    text = "".join(Path(each).read_text("utf-8") for each in kept)
+    status = fly.run("status", "staging")
+    for secret in (*secrets, fly.env["CANARY_PASSWORD"], fly.fly_env["FLY_API_TOKEN"]):
+        if not secret.startswith("http"):
+            assert secret not in text + status.out + status.err
