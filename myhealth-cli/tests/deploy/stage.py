@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import os
 import shutil
@@ -98,6 +99,7 @@ class Stage:
             **env,
         }
         self._program = program
+        self.url_of: Stage | None = None
 
     def run(self, *words: str) -> Ended:
         """Run `myhealth`."""
@@ -145,7 +147,9 @@ class Stage:
 
     def url(self, environment: str = "staging") -> str:
         """Return where the app's edge listens."""
-        return json.loads(self.flyctl("status", "--app", deployed(environment).app, "--json"))["AppURL"]
+        return json.loads(
+            (self.url_of or self).flyctl("status", "--app", deployed(environment).app, "--json")
+        )["AppURL"]
 
     def machines(self, environment: str = "staging") -> tuple[state.Machine, ...]:
         """Return the app's machines."""
@@ -155,6 +159,18 @@ class Stage:
         finally:
             for name in self.fly_env:
                 os.environ.pop(name, None)
+
+    def releases(self, environment: str = "staging") -> list[state.Release]:
+        """Return the app's releases."""
+        text = self.flyctl("releases", "--app", deployed(environment).app, "--json")
+        return [state.Release(version=each["Version"]) for each in json.loads(text)]
+
+    def without(self, *names: str, **more: str) -> Stage:
+        """Return the same stage for somebody whose environment lacks, or has, other variables."""
+        other = copy.copy(self)
+        other.env = {**{k: v for k, v in self.env.items() if k not in names}, **more}
+        other.url_of = self
+        return other
 
     def release(self, environment: str = "staging") -> str:
         """Return what answers."""

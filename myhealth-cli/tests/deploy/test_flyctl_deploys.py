@@ -14,7 +14,9 @@ from urllib.request import Request, urlopen
 import msgspec
 import pytest
 
+from myhealth_cli.deploy import doctor
 from myhealth_cli.deploy.environments import deployed
+from myhealth_cli.deploy.world import World
 
 from .installed import Ended
 from .stage import MISSING, Stage, find, speaking, stage
@@ -164,6 +166,36 @@ def test_a_deploy_from_elsewhere_is_not_disturbed(fly: Stage) -> None:
     body = msgspec.json.encode({"value": f"github-7 {time.time() - 1:.0f}"})
     urlopen(Request(url, data=body, headers=token), timeout=10).close()
     done(deploy(fly, fly.image("d")))
+
+
+def test_what_is_missing_is_said_before_anything_changes(fly: Stage) -> None:
+    before = [each.version for each in fly.releases()]
+    none = deploy(fly, f"registry.fly.io/{APP}:none")
+    assert (none.code, none.json()["changed"]) == (2, False)
+    assert "there is no image" in none.err
+    for name, says in {
+        "FLY_API_TOKEN": "not logged in to Fly",
+        "CANARY_PASSWORD": "the canary user is unknown: CANARY_PASSWORD not set",
+    }.items():
+        refused = deploy(fly.without(name), f"registry.fly.io/{APP}:a")
+        assert refused.code == 2, refused
+        assert says in refused.err
+    wrong = deploy(fly.without("CANARY_PASSWORD", CANARY_PASSWORD="wrong"), f"registry.fly.io/{APP}:a")
+    assert (wrong.code, "cannot sign in" in wrong.err) == (2, True)
+    nowhere = fly.without("FLY_API_BASE_URL", FLY_API_BASE_URL="http://127.0.0.1:1")
+    away = nowhere.run("status", "staging")
+    assert (away.code, "Fly does not let us in" in away.err) == (2, True)
+    assert [each.version for each in fly.releases()] == before
+
+
+async def test_doctor_finds_what_is_there(fly: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**fly.fly_env, "FLYCTL": str(FLYCTL)}.items():
+        monkeypatch.setenv(name, value)
+    # Not those that ask the public addresses: a test stays on loopback.
+    looked = ("login", "staging.app", "staging.secrets", "staging.running", "staging.region")
+    items = [each for each in doctor.items() if each.id in looked]
+    found = await doctor.examine(World(fly.checkout, offline=False), items)
+    assert [(each.id, each.state) for each in found] == [(name, "ok") for name in looked], found
 
 
 def test_a_bounded_load(fly: Stage) -> None:

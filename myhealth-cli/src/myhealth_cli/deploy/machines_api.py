@@ -37,7 +37,8 @@ class MachinesApi:
 
     def __init__(self, token: str, url: str | None = None) -> None:
         self._url = (url or os.environ.get("FLY_FLAPS_BASE_URL") or _PUBLIC).rstrip("/")
-        self._headers = {"Authorization": _authorization(token)}
+        self.token = token
+        self._headers = {"Authorization": authorization(token)}
 
     async def __aenter__(self) -> Self:
         self._http = aiohttp.ClientSession(timeout=_TIMEOUT, headers=self._headers)
@@ -83,7 +84,7 @@ class MachinesApi:
             ) from error
 
 
-def _authorization(token: str) -> str:
+def authorization(token: str) -> str:
     """Write the header as flyctl does: macaroons have a scheme of their own."""
     if token.startswith(("FlyV1 ", "Bearer ")):
         return token

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from myhealth_cli.deploy import plan, state
+from myhealth_cli.deploy import plan, registry, state
 from myhealth_cli.deploy.errors import FlyctlError, GateError
 from myhealth_cli.deploy.probe import Patiences, Probe
 
@@ -196,16 +196,18 @@ class Rollout:
         return step.label
 
     async def _deploy(self, step: plan.DeployImage) -> str:
+        assert self._api is not None, "a plan that deploys is given the API"
+        ref = await registry.pinned(self._api.token, step.app, step.image.ref)
         # DNS is doctor's business. Smoke checks stay: they stop flyctl at the first machine that dies.
         await self._fly.run(
-            *("deploy", "--app", step.app, "--config", step.config, "--image", step.image.ref),
+            *("deploy", "--app", step.app, "--config", step.config, "--image", ref),
             *("--env", f"RELEASE={step.image.release}", "--yes", "--dns-checks=false"),
             *(() if step.ha else ("--ha=false",)),
             *(() if step.smoke else ("--smoke-checks=false",)),
             *(() if step.migrate else ("--skip-release-command",)),
             seconds=_DEPLOY_S,
         )
-        return step.image.ref
+        return ref
 
     async def _wake(self, app: str) -> str:
         """Start what sleeps. A start while a machine is being replaced is refused (412), and repeated."""
@@ -226,14 +228,13 @@ class Rollout:
         return f"{sum(each.state != 'started' for each in found)} of {len(found)} were not running"
 
     async def _compare(self, step: plan.CompareImages) -> str:
+        assert self._api is not None, "a plan that compares is given the API"
+        ref = await registry.pinned(self._api.token, step.app, step.image.ref)
         found = await state.machines(self._fly, step.app)
-        digests = {each.image_ref.digest for each in found}
         for each in found:
-            if not each.image_ref.is_of(step.image.ref):
-                raise GateError(f"machine {each.id} has {each.image_ref.exact} instead of {step.image.ref}")
-        if len(digests) != 1:
-            raise GateError(f"the machines have different images: {', '.join(sorted(digests))}")
-        return f"{len(found)} machines, {digests.pop() or 'no digest known'}"
+            if each.mispulled or not each.image_ref.is_of(ref):
+                raise GateError(f"machine {each.id} has {each.image_ref.exact} instead of {ref}")
+        return f"{len(found)} machines, {ref.partition('@')[2]}"
 
     async def _ask(self, url: str) -> str:
         assert self._tokens is not None, "a plan that asks is given a user"

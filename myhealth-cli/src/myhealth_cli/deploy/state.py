@@ -128,6 +128,12 @@ class Machine(msgspec.Struct, frozen=True):
         return self.config.env.get("release", "")
 
     @property
+    def mispulled(self) -> bool:
+        """Whether it runs another image than flyctl has resolved and told it to run."""
+        _, _, told = self.config.image.partition("@")
+        return bool(told and self.image_ref.digest and told != self.image_ref.digest)
+
+    @property
     def asleep(self) -> bool:
         """Whether nothing runs in it and a request may start it."""
         return self.state in ASLEEP
@@ -180,7 +186,8 @@ class App(msgspec.Struct, frozen=True):
     def has(self, image: Image) -> bool:
         """Say whether every machine has this image and release."""
         return bool(self.machines) and all(
-            each.image_ref.is_of(image.ref) and each.release == image.release for each in self.machines
+            each.image_ref.is_of(image.ref) and each.release == image.release and not each.mispulled
+            for each in self.machines
         )
 
     def runs(self, image: Image) -> bool:

@@ -11,11 +11,12 @@ import msgspec
 
 from myhealth_cli.deploy import plan, report
 from myhealth_cli.deploy.environments import deployed
-from myhealth_cli.deploy.errors import GateError, NothingChangedError
+from myhealth_cli.deploy.errors import FlyctlError, GateError, NothingChangedError
 from myhealth_cli.deploy.ground import Ground, app_of, commit, stand
 from myhealth_cli.deploy.lock import app_lock, file_lock, holder
 from myhealth_cli.deploy.machines_api import MachinesApi, token
 from myhealth_cli.deploy.probe import Patiences, Probe, canary
+from myhealth_cli.deploy.registry import pinned
 from myhealth_cli.deploy.rollout import Rollout
 from myhealth_cli.deploy.state import Image
 from myhealth_cli.tokens import TokenError
@@ -85,14 +86,15 @@ def deploy(name: str, options: Options, *, image: str | None, release: str | Non
             "production gets what staging has proven, never a build of its own", hint="myhealth promote"
         )
 
-    async def target(ground: Ground) -> tuple[Image, str | None]:
+    async def target(ground: Ground, app: App) -> tuple[Image, str | None]:
         if image is not None:
-            return Image(image, release or plan.label_of(image)), None
+            ref = await _known(ground, environment, image) if app.exists else image
+            return Image(ref, release or plan.label_of(ref)), None
         label = await commit(ground.root)
         return Image(f"registry.fly.io/{environment.app}:{label}", release or label), label
 
     async def planned(ground: Ground, app: App, url: str) -> Plan:
-        wanted, label = await target(ground)
+        wanted, label = await target(ground, app)
         return plan.deploy(
             environment,
             app,
@@ -182,6 +184,14 @@ async def _execute(
     report.record(ground.records, verb, outcome)
     report.show_outcome(outcome, as_json=options.as_json)
     return DONE if outcome.ok else FAILED
+
+
+async def _known(ground: Ground, environment: Deployed, image: str) -> str:
+    """Return an image by its digest. Raises NothingChangedError: there is none."""
+    try:
+        return await pinned(await token(ground.fly), environment.app, image)
+    except FlyctlError as error:
+        raise NothingChangedError(str(error), hint=error.hint or "name one that was pushed") from error
 
 
 async def _signed_in() -> TokenSource:
