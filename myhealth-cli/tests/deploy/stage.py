@@ -145,6 +145,17 @@ class Stage:
             [sys.executable, "-m", "fly_emulator", *words, "--state", str(self.folder / "fly")], check=True
         )
 
+    @contextmanager
+    def strategy(self, name: str) -> Generator[None]:
+        """Let the checkout's fly.staging.toml name another strategy for a while."""
+        file = self.checkout / deployed("staging").config
+        before = file.read_text("utf-8")
+        file.write_text(before.replace('strategy = "rolling"', f'strategy = "{name}"'), "utf-8")
+        try:
+            yield
+        finally:
+            file.write_text(before, "utf-8")
+
     def url(self, environment: str = "staging") -> str:
         """Return where the app's edge listens."""
         return json.loads(

@@ -166,6 +166,18 @@ def test_a_deploy_from_elsewhere_is_not_disturbed(fly: Stage) -> None:
     body = msgspec.json.encode({"value": f"github-7 {time.time() - 1:.0f}"})
     urlopen(Request(url, data=body, headers=token), timeout=10).close()
     done(deploy(fly, fly.image("d")))
+    assert not any("myhealth_lock" in each.config.metadata for each in fly.machines())
+
+
+def test_bluegreen_carries_the_notes_over_and_frees_the_lock(fly: Stage) -> None:
+    before = fly.machines()[0]
+    with fly.strategy("bluegreen"):
+        done(deploy(fly, fly.image("e")))
+    after = fly.machines()
+    assert [each.id for each in after] != [before.id]
+    assert [each.release for each in after[0].good] == ["e", *[each.release for each in before.good]][:5]
+    assert not any("myhealth_lock" in each.config.metadata for each in after)
+    assert fly.release() == "e"
 
 
 def test_what_is_missing_is_said_before_anything_changes(fly: Stage) -> None:

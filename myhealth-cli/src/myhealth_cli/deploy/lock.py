@@ -19,12 +19,15 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from myhealth_cli.deploy import state
 from myhealth_cli.deploy.errors import FlyctlError, NothingChangedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
 
+    from myhealth_cli.deploy.flyctl import Flyctl
     from myhealth_cli.deploy.machines_api import MachinesApi
+    from myhealth_cli.deploy.state import Machine
 
 LOCK: Final = "myhealth_lock"
 LOCK_S: Final = 1200.0
@@ -65,34 +68,43 @@ def holder(folder: Path) -> str:
 
 
 @asynccontextmanager
-async def app_lock(api: MachinesApi, app: str, machine: str | None, who: str) -> AsyncGenerator[None]:
-    """Hold the note of an app on its first machine. Raises NothingChangedError: somebody else holds it."""
-    if machine is None:
+async def app_lock(api: MachinesApi, fly: Flyctl, app: str, who: str) -> AsyncGenerator[None]:
+    """Hold an app's note. Raises NothingChangedError: somebody else holds it; FlyctlError: Fly is away."""
+    machines = await state.machines(fly, app)
+    if not machines:
         yield
         return
-    await _take(api, app, machine, who)
+    await _take(api, fly, app, machines[0].id, who)
     try:
         yield
     finally:
-        # The machine may be gone (bluegreen), and then so is the note; one that stays expires.
+        # Bluegreen makes new machines, which carry the note as well. One that stays expires.
         with suppress(FlyctlError):
-            await api.set_metadata(app, machine, LOCK, None)
+            for each in await state.machines(fly, app):
+                if _noted(each)[0] == who:
+                    await api.set_metadata(app, each.id, LOCK, None)
 
 
-async def _take(api: MachinesApi, app: str, machine: str, who: str) -> None:
+async def _take(api: MachinesApi, fly: Flyctl, app: str, machine: str, who: str) -> None:
     nonce = await _lease(api, app, machine)
     try:
-        noted, _, until = (await api.metadata(app, machine)).get(LOCK, "").partition(" ")
-        left = _number(until) - time.time()
-        if noted and noted != who and left > 0:
-            raise NothingChangedError(
-                f"{noted} is deploying {app}",
-                hint=f"wait until it has ended; if it was killed, its lock ends in {left:.0f} s",
-            )
+        for each in await state.machines(fly, app):
+            other, until = _noted(each)
+            if other and other != who and (left := until - time.time()) > 0:
+                raise NothingChangedError(
+                    f"{other} is deploying {app}",
+                    hint=f"wait until it has ended; if it was killed, its lock ends in {left:.0f} s",
+                )
         await api.set_metadata(app, machine, LOCK, f"{who} {time.time() + LOCK_S:.0f}")
     finally:
         with suppress(FlyctlError):
             await api.release(app, machine, nonce)
+
+
+def _noted(machine: Machine) -> tuple[str, float]:
+    """Return who holds the note that a machine carries, and until when."""
+    who, _, until = machine.config.metadata.get(LOCK, "").partition(" ")
+    return who, _number(until)
 
 
 async def _lease(api: MachinesApi, app: str, machine: str) -> str:

@@ -153,10 +153,14 @@ async def _gated(
     async with AsyncExitStack() as stack:
         ground.fly.inherited = (stack.enter_context(file_lock(ground.records, environment.app)),)
         api = await stack.enter_async_context(MachinesApi(await token(ground.fly)))
-        app = await app_of(ground, environment)
-        first = app.machines[0].id if app.machines else None
-        await stack.enter_async_context(app_lock(api, environment.app, first, holder(ground.records)))
-        # Read again: somebody may have deployed while we waited for the lock.
+        if (await app_of(ground, environment)).exists:
+            try:
+                await stack.enter_async_context(
+                    app_lock(api, ground.fly, environment.app, holder(ground.records))
+                )
+            except FlyctlError as error:
+                raise NothingChangedError(str(error), hint=error.hint or "say it again") from error
+        # Read under the lock: what was read before may be another deploy's past.
         wanted = await planned(ground, await app_of(ground, environment), url)
         return await _execute(verb, ground, wanted, options, api=api, tokens=user)
 
