@@ -8,13 +8,14 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from uuid import uuid4
 
 import aiohttp
 import pytest
 from starlette.responses import Response
 
+from agent_backend import app
 from agent_backend.devtoken import issue
 from agent_backend.events import Cursor
 from agent_backend.settings import Settings
@@ -333,3 +334,10 @@ async def test_frames_beyond_the_burst_are_read_one_after_the_other(
 def test_the_factor_counts_for_turns_as_well(tmp_path: Path) -> None:
     assert limits.turns_per_user(settings_for(tmp_path)) is None
     assert limits.turns_per_user(settings_for(tmp_path, LIMIT_FACTOR="0.5")) == limits.TURNS_PER_USER // 2
+
+
+def test_operations_count_as_what_the_page_says() -> None:
+    """A class that no operation names limits nothing."""
+    named = {operation.name: operation.limit for operation in app.OPERATIONS}
+    assert set(named.values()) == set(get_args(limits.Limit))
+    assert named["export_me"] == "exports"

@@ -64,9 +64,12 @@ class ArchiveResponse(Response):
         finally:
             for task in (sending, leaving):
                 task.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
-            await self._export.close()
-            self._services.exporting.discard(self._user_id)
+            try:
+                await asyncio.gather(sending, leaving, return_exceptions=True)
+                await self._export.close()
+            finally:
+                # Whatever breaks the end as well: a place that is kept is kept until the next boot.
+                self._services.exporting.discard(self._user_id)
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -96,6 +99,7 @@ def archive_headers(created_at: dt.datetime) -> dict[str, str]:
         "protocol/export.schema.json describes it. One at a time for each user."
     ),
     tag="privacy",
+    limit="exports",
     archive="The archive, streamed. It is whole when the response ends properly.",
     problems=(429,),
 )
