@@ -375,21 +375,30 @@ BEGIN
 END
 $$;
 
--- Charges one call whose session has moved on, or is gone, without closing it. One per call of this, because
--- its locks are another user's each time. Returns its id; NULL: there is none.
-CREATE FUNCTION myhealth.charge_orphan() RETURNS uuid
+-- Charges one call whose session has moved on, was given back or is gone, without closing it: a user's, or
+-- anybody's (NULL). One per transaction, because its locks are another user's each time; those of one user may share
+-- one, and come in their locks' order. Returns its id; NULL: there is none.
+CREATE FUNCTION myhealth.charge_orphan_of(p_user uuid) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = myhealth, pg_temp
     AS $$
 DECLARE
     v_call uuid;
 BEGIN
     SELECT c.id INTO v_call FROM model_calls c LEFT JOIN sessions s ON s.id = c.session_id
-        WHERE c.state = 'reserved' AND (s.id IS NULL OR s.epoch > c.epoch)
-        ORDER BY c.created_at LIMIT 1 FOR UPDATE OF c SKIP LOCKED;
+        WHERE c.state = 'reserved' AND (p_user IS NULL OR c.user_id = p_user)
+          -- Without an owner nobody can settle in this epoch any more, and the next owner's is greater.
+          AND (s.id IS NULL OR s.owner IS NULL OR s.epoch > c.epoch)
+        ORDER BY CASE WHEN p_user IS NULL THEN c.created_at END, c.machine, c.day LIMIT 1
+        FOR UPDATE OF c SKIP LOCKED;
     PERFORM close_call(v_call, 'estimated', NULL, 0, 0, NULL);
     RETURN v_call;
 END
 $$;
+
+-- For the sweep.
+CREATE FUNCTION myhealth.charge_orphan() RETURNS uuid
+    LANGUAGE sql SECURITY DEFINER SET search_path = myhealth, pg_temp
+    AS $$ SELECT charge_orphan_of(NULL) $$;
 
 -- What came of the global caps, and what allotments nobody uses any more give back.
 CREATE FUNCTION myhealth.tend_global(p_now timestamptz DEFAULT NULL)
@@ -673,7 +682,7 @@ $$;
 REVOKE EXECUTE ON FUNCTION
     myhealth.utc_day, myhealth.month_of, myhealth.resets_at, myhealth.lock_global, myhealth.return_idle,
     myhealth.take_from_allotment, myhealth.close_call, myhealth.lock_spending, myhealth.rolled,
-    myhealth.write_reservation, myhealth.tightest, myhealth.reserve, myhealth.charge_orphan,
+    myhealth.write_reservation, myhealth.tightest, myhealth.reserve, myhealth.charge_orphan_of, myhealth.charge_orphan,
     myhealth.expire_calls, myhealth.tend_global, myhealth.global_used, myhealth.over_budget, myhealth.accept_turn, myhealth.settle,
     myhealth.read_usage
     FROM PUBLIC;

@@ -261,7 +261,6 @@ DECLARE
     v_name text;
     v_rows bigint;
     v_counts jsonb := '{}';
-    v_orphans boolean;
 BEGIN
     o_sessions := '{}';
     -- Who works on the same erasure comes after us, and finds what we have left.
@@ -277,10 +276,10 @@ BEGIN
         v_counts := delete_sessions(o_sessions);
     ELSE
         -- What the user's last calls may have cost counts in the budgets of all before the calls go. Their sessions
-        -- are gone, so they are orphans; the ledger may be older or younger than this.
-        v_orphans := to_regprocedure('myhealth.charge_orphan()') IS NOT NULL;
-        WHILE v_orphans LOOP
-            EXECUTE 'SELECT myhealth.charge_orphan() IS NOT NULL' INTO v_orphans;
+        -- are gone, so they are orphans. Only theirs: the locks of many users' in one transaction would be taken in
+        -- another order than their own calls take them.
+        LOOP
+            EXIT WHEN charge_orphan_of(v_user) IS NULL;
         END LOOP;
         PERFORM health_lock(v_user, true);
         o_done := true;

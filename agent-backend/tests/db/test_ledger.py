@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from agent_backend.db import ledger
+from agent_backend.db import leases, ledger
 from agent_backend.db import sessions as store
 from agent_backend.db.leases import Claim
 from agent_backend.db.ledger import Ask, CallEnd
@@ -260,6 +260,19 @@ async def test_what_a_dead_owner_left_open_is_charged_as_estimated(
     else:
         await ledger.reserve(database, Holder(two, claim).ask(uuid4()))
         assert await sums(database_url) == (1000, 1000, 1000)
+
+
+async def test_what_is_open_in_a_session_that_was_given_back_is_an_orphan(
+    holder: Holder, database: Database, database_url: str
+) -> None:
+    """Its user may never come back, and then no greater epoch ever tells."""
+    await ledger.reserve(database, holder.ask(uuid4()))
+    claim, owner = holder.claim, holder.owner
+    await leases.release(database, claim.session_id, owner.incarnation, claim.epoch, 2, force=True)
+    assert await ledger.charge_orphan(database) is not None
+    assert await sums(database_url) == (0, 1000, 1000)
+    with pytest.raises(LeaseLost):
+        await ledger.reserve(database, holder.ask(uuid4()))
 
 
 async def test_an_attempt_that_may_be_billed_is_charged_when_the_next_is_reserved(

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from agent_backend.db import erasures, profiles, tombstones
+from agent_backend.db import erasures, leases, ledger, profiles, tombstones
 from agent_backend.db import events as log
 from agent_backend.db import sessions as store
 from agent_backend.db.pool import Database
@@ -24,6 +24,7 @@ from agent_backend.web.stream import CutOff
 
 from ..canaries import canary, plant, rows_of, traces
 from ..db.owners import Owner, make_session
+from ..db.test_ledger import FAR, held, limits
 from ..health_data import quantity, upload
 from .conftest import Fleet, kind
 
@@ -405,3 +406,21 @@ async def test_tombstones_and_receipts_have_their_time(fleet: Fleet, owner: asyn
     await owner.execute("UPDATE myhealth.erasures SET completed_at = now() - interval '4 years'")
     await housekeeper(machine, tombstones=90).round()
     assert await owner.fetchval("SELECT count(*) FROM myhealth.erasures") == 0
+
+
+async def test_an_erasure_charges_its_own_users_open_calls_and_no_others(
+    database: Database, owner: asyncpg.Connection
+) -> None:
+    """The accounts of many users locked in one transaction would deadlock with those users' own calls."""
+    gone, stays = uuid4(), uuid4()
+    machine = await Owner(database, "one").register()
+    for user in (stays, gone):
+        holder = await held(machine, user, await make_session(database, user))
+        await ledger.reserve(database, holder.ask(uuid4(), limits=limits(**FAR)))
+        claim = holder.claim
+        await leases.release(database, claim.session_id, machine.incarnation, claim.epoch, 2, force=True)
+    begun = await begin(database, gone)
+    await finish(database, begun.receipt)
+    assert await owner.fetchval("SELECT array_agg(state) FROM myhealth.model_calls") == ["reserved"]
+    use = await ledger.tend_global(database)
+    assert (use.day_spent, use.day_reserved) == (1000, 1000)
