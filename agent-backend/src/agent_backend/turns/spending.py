@@ -182,9 +182,14 @@ class TurnAccount:
         if request.model not in models():
             return request  # which the engine refuses
         call = _Call(request)
-        room = await self._reserve(call, None)
+        # From here on: who is cancelled while the answer is on its way may have reserved, and must close it.
+        self._open, self._request = call, request
+        try:
+            room = await self._reserve(call, None)
+        except OverBudget:
+            self._open = None
+            raise
         self.shortened = room < request.max_tokens
-        self._open = call
         self._request = msgspec.structs.replace(request, max_tokens=room, again=self._again)
         return self._request
 

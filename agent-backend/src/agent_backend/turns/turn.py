@@ -401,7 +401,9 @@ class TurnRun:
         """End with an error."""
         messages, events = self._cut_short(writer, FAILED_RESULT)
         events.append(self._error(code, message))
-        return await self._end(events, "failed", messages, error_code=code)
+        # A call that ended well is closed with this, and the next prompt is measured by what it says.
+        usage = store.NO_USAGE if writer is None or writer.done is None else _usage_of(writer.done)
+        return await self._end(events, "failed", messages, error_code=code, usage=usage)
 
     def _cut_short(
         self, writer: StepWriter | None, answer: str
