@@ -11,9 +11,12 @@ import asyncio
 from typing import Literal
 from uuid import UUID
 
+import msgspec
+
 from agent_backend.errors import AgentBackendError
 
 _SECONDS = 10.0
+_MAX_ANSWER = 4096
 
 
 class AccountsUnavailable(AgentBackendError):
@@ -45,10 +48,27 @@ class AuthAdmin:
                 session.delete(f"{self._users}/{user_id}", allow_redirects=False) as reply,
             ):
                 status = reply.status
+                missing = status == 404 and _no_such_user(await reply.content.read(_MAX_ANSWER))
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:  # noqa: UP041 - aiohttp's own
             raise AccountsUnavailable(type(error).__name__) from error
         if status in (200, 204):
             return "deleted"
-        if status == 404:
+        if missing:
             return "absent"
         raise AccountsUnavailable(f"status {status}", refused=status in (401, 403))
+
+
+class _Refusal(msgspec.Struct):
+    """An error of Auth: the code stands in `error_code`, and in `code` in its newer form."""
+
+    error_code: str = ""
+    code: str | int = ""
+
+
+def _no_such_user(body: bytes) -> bool:
+    """Say whether Auth itself knows no such user: a gateway's 404 for a wrong address says nothing."""
+    try:
+        refusal = msgspec.json.decode(body, type=_Refusal)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return "user_not_found" in (refusal.error_code, refusal.code)

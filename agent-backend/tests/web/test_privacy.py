@@ -56,7 +56,7 @@ class Issuer(NamedTuple):
 
     asked: list[tuple[str, str | None, str | None]]
     answers: list[int]
-    """Statuses of the next answers; the last one stays."""
+    """Statuses of the next answers; the last one stays. Below zero: a gateway's, for a wrong address."""
 
 
 class Served(NamedTuple):
@@ -82,9 +82,9 @@ async def issuing() -> AsyncGenerator[tuple[str, Issuer]]:
         issuer.asked.append(
             (request.path, request.headers.get("apikey"), request.headers.get("Authorization"))
         )
-        return web.json_response(
-            {}, status=issuer.answers.pop(0) if len(issuer.answers) > 1 else issuer.answers[0]
-        )
+        status = issuer.answers.pop(0) if len(issuer.answers) > 1 else issuer.answers[0]
+        text = {404: {"error_code": "user_not_found"}, -404: {"message": "no Route matched"}}.get(status, {})
+        return web.json_response(text, status=abs(status))
 
     app = web.Application()
     app.router.add_delete("/auth/v1/admin/users/{user}", delete)
@@ -384,6 +384,15 @@ async def test_an_account_that_is_gone_already_is_no_trouble(
         served.issuer.answers[:] = [404]
         assert (await asked(served, "alice", "DELETE", "/v1/me"))[1]["account"] == "absent"
         assert served.issuer.asked[0][1:] == (legacy, f"Bearer {legacy}")
+
+
+async def test_a_wrong_address_is_no_account_that_is_gone(served: Served) -> None:
+    """Otherwise a receipt would say of an account that stays that there is none."""
+    served.issuer.answers[:] = [-404, 404]
+    status, receipt = await asked(served, "alice", "DELETE", "/v1/me")
+    assert (status, receipt["status"], receipt["account"]) == (202, "erasing", "pending")
+    status, receipt = await asked(served, "alice", "DELETE", "/v1/me")
+    assert (status, receipt["status"], receipt["account"]) == (200, "erased", "absent")
 
 
 async def test_without_a_key_the_receipt_says_that_the_account_stays(
