@@ -89,24 +89,28 @@ class EventStreamResponse(Response):
             limits: Limits = scope["state"]["services"].limits
             stack.enter_context(limits.stream(scope, scope["user_id"], partial(self._cut, writing)))
             try:
-                async for batch in batches:
-                    if not batch:
-                        continue
-                    await send(_chunk(frames(batch, self._thread_id)))
-            except CutOff:
-                await send(_chunk(RETRY))
-            except NotFound:
-                pass  # erased meanwhile: whoever asks again is told
+                await self._write(batches, send)
             except asyncio.CancelledError:
-                if writing is None or not self._meant(writing, gone=watching.done()):
+                gone = watching.done()
+                if writing is None or not self._meant(writing, gone=gone):
                     raise
-                if watching.done():
-                    if watching.result() == "token_ended":
-                        await _say_goodbye(send)
-                    return  # else the client went away
-                await send(_chunk(RETRY))
-            self._over = True
-            await send(_END)
+                # From here on nobody ends us once more: the rest has an end of its own.
+                self._over = True
+                watching.cancel()
+                if not gone or watching.result() == "token_ended":
+                    await _say_goodbye(send)
+
+    async def _write(self, batches: AsyncGenerator[list[Placed]], send: Send) -> None:
+        """Send the batches and the stream's end; all of it waits for the reader, and all of it can be cut."""
+        try:
+            async for batch in batches:
+                if batch:
+                    await send(_chunk(frames(batch, self._thread_id)))
+        except CutOff:
+            await send(_chunk(RETRY))
+        except NotFound:
+            pass  # erased meanwhile: whoever asks again is told
+        await send(_END)
 
     def _cut(self, writing: asyncio.Task[object] | None) -> None:
         """End the stream in favour of a newer one of the same user."""
@@ -125,7 +129,7 @@ _END: Message = {"type": "http.response.body", "body": b"", "more_body": False}
 
 
 async def _say_goodbye(send: Send) -> None:
-    """End a stream whose token has ended; a reader that takes nothing any more is cut."""
+    """End a stream whose time is over; a reader that takes nothing any more is cut."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_GOODBYE_SECONDS):
             await send(_chunk(RETRY))
