@@ -7,6 +7,7 @@ law went unnoticed. Usage: python scripts/break_laws.py [WORD ...] (only laws wh
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,9 @@ SQL = BACKEND + "migrations/0002_sessions.pre.sql"
 LOG = BACKEND + "migrations/0004_event_log.pre.sql"
 PARKING = BACKEND + "migrations/0005_device_tools.pre.sql"
 CONSENT = BACKEND + "migrations/0008_consents.pre.sql"
+LEDGER = BACKEND + "migrations/0009_ledger.pre.sql"
+PRIVACY = BACKEND + "migrations/0011_privacy.pre.sql"
+LIMITS = BACKEND + "migrations/0013_limits.pre.sql"
 TURNS = BACKEND + "src/agent_backend/turns/"
 STREAM = BACKEND + "src/agent_backend/web/stream.py"
 LEASES = BACKEND + "tests/db/test_leases.py::"
@@ -31,6 +35,8 @@ LOOK = BACKEND + "tests/turns/test_consent.py::"
 WATCH = BACKEND + "tests/turns/test_recovery.py::"
 ISOLATION = BACKEND + "tests/db/test_isolation.py::"
 GRANTS = BACKEND + "tests/db/test_grants.py::"
+
+_FUNCTION = re.compile(r"^CREATE (?:OR REPLACE )?FUNCTION myhealth\.(\w+)", re.MULTILINE)
 
 
 class Break(NamedTuple):
@@ -62,14 +68,14 @@ BREAKS = [
     ),
     Break(
         "settles do not hold up group commits",
-        LOG,
+        LEDGER,
         "WHERE s.id = p_session FOR NO KEY UPDATE;\n    ELSE",
         "WHERE s.id = p_session FOR UPDATE;\n    ELSE",
         LEASES + "test_a_group_commit_does_not_wait_for_a_settle_of_its_session",
     ),
     Break(
         "a dead epoch settles nothing",
-        LOG,
+        LEDGER,
         "IF NOT again AND (v_session.owner IS DISTINCT FROM p_me OR v_session.epoch IS DISTINCT FROM p_epoch) THEN",
         "IF false THEN",
         LEASES + "test_a_dead_epoch_settles_nothing",
@@ -128,14 +134,14 @@ BREAKS = [
     ),
     Break(
         "accepting claims in the same call",
-        CONSENT,
+        LIMITS,
         "IF v_lock.claimed AND v_busy = 0 THEN",
         "IF false THEN",
         LEASES + "test_accepting_claims_and_begins_in_one_call",
     ),
     Break(
         "a settle sent again changes nothing",
-        LOG,
+        LEDGER,
         "    again := EXISTS (SELECT FROM segments WHERE session_id = p_session AND epoch = p_epoch AND last = p_last);\n",
         "    again := false;\n",
         LEASES + "test_a_settle_sent_again_changes_nothing_and_answers_the_same",
@@ -149,7 +155,7 @@ BREAKS = [
     ),
     Break(
         "release looks at the queue again",
-        LOG,
+        LEDGER,
         "        IF next.turn_state IS DISTINCT FROM 'queued' THEN",
         "        IF true THEN",
         LEASES + "test_no_wake_up_is_lost_between_last_settle_and_release",
@@ -177,7 +183,7 @@ BREAKS = [
     ),
     Break(
         "a re-sent interrupt interrupts nothing",
-        CONSENT,
+        LIMITS,
         "    IF FOUND THEN\n        status := CASE WHEN v_turn.body_hash",
         "    IF FOUND THEN\n        UPDATE turns t SET cancel_requested = (p_on_busy = 'interrupt')"
         " WHERE t.session_id = p_session;\n        status := CASE WHEN v_turn.body_hash",
@@ -207,7 +213,8 @@ BREAKS = [
     Break(
         "no tool starts before its message is settled",
         TURNS + "turn.py",
-        "            return await self._settle(closing, messages, usage=usage)\n",
+        'without output.", writer)\n            return await self._settle(closing, messages, usage=usage)\n',
+        'without output.", writer)\n'
         "            early = [history.ToolCall(b['id'], b['name'], b['input']) for b in done.content"
         " if b['type'] == 'tool_use']\n"
         "            await self._toolbox.run_all(early, self._live, self._turn_id, self._agent, 'UTC', 'en')\n"
@@ -258,7 +265,7 @@ BREAKS = [
     ),
     Break(
         "settling never notifies",
-        LOG,
+        LEDGER,
         "    status := 'settled';\n",
         "    status := 'settled';\n    PERFORM pg_notify('myhealth', '');\n",
         LAWS + "test_settling_never_notifies",
@@ -379,8 +386,8 @@ BREAKS = [
         BACKEND + "tests/test_sleeping.py::test_a_turn_that_nobody_watches_is_finished_first",
         (
             TURNS + "machine.py",
-            "if self.hub.live or self.hub.claiming:\n            return True\n        return await",
-            "return False\n        return await",
+            "if self.hub.live or self.hub.claiming:\n            return True\n        if await leases",
+            "return False\n        if await leases",
         ),
     ),
     Break(
@@ -392,7 +399,7 @@ BREAKS = [
     ),
     Break(
         "consent: nothing is accepted without",
-        CONSENT,
+        LIMITS,
         "    ELSIF cardinality(missing) > 0 THEN\n",
         "    ELSIF false THEN\n",
         GIVEN + "test_a_turn_is_accepted_with_what_it_needs_and_found_again_without",
@@ -462,7 +469,7 @@ BREAKS = [
     ),
     Break(
         "a function answers with the asking user's rows",
-        SQL,
+        PRIVACY,
         "FROM sessions s WHERE s.id = p_id AND s.user_id = p_user;",
         "FROM sessions s WHERE s.id = p_id;",
         ISOLATION + "test_functions_that_take_a_user_give_b_nothing_of_a",
@@ -494,6 +501,8 @@ BREAKS = [
 def main(words: list[str]) -> int:
     """Break what was asked for, or everything; return 1 if something went unnoticed."""
     chosen = [each for each in BREAKS if not words or any(word in each.law for word in words)]
+    for each in BREAKS:
+        _refuse_stale(each)
     unnoticed = 0
     with tempfile.TemporaryDirectory(prefix="myhealth-laws-") as name:
         copy = Path(name) / "checkout"
@@ -507,14 +516,31 @@ def main(words: list[str]) -> int:
     return 1 if unnoticed else 0
 
 
+def _refuse_stale(each: Break) -> None:
+    """End unless every text stands where it says, once, and in the newest definition of its function.
+
+    A later migration may define a function anew; to break the old text would break nothing.
+    """
+    for file, text, _ in _edits(each):
+        source = (ROOT / file).read_text(encoding="utf-8")
+        if source.count(text) != 1:
+            raise SystemExit(f"{each.law}: the text to break stands {source.count(text)} times in {file}")
+        before = _FUNCTION.findall(source[: source.index(text)])
+        if not file.endswith(".sql") or not before:
+            continue
+        for later in sorted((ROOT / BACKEND / "migrations").glob("*.sql")):
+            if later.name > Path(file).name and before[-1] in _FUNCTION.findall(later.read_text("utf-8")):
+                raise SystemExit(f"{each.law}: {later.name} defines {before[-1]} anew; break that one")
+
+
+def _edits(each: Break) -> list[tuple[str, str, str]]:
+    return [(each.file, each.text, each.replacement), *([each.also] if each.also else [])]
+
+
 def _noticed(copy: Path, each: Break) -> bool:
-    edits = [(each.file, each.text, each.replacement), *([each.also] if each.also else [])]
+    edits = _edits(each)
     originals = {file: (copy / file).read_text(encoding="utf-8") for file, _, _ in edits}
     for file, text, replacement in edits:
-        if originals[file].count(text) != 1:
-            raise SystemExit(
-                f"{each.law}: the text to break stands {originals[file].count(text)} times in {file}"
-            )
         (copy / file).write_text(originals[file].replace(text, replacement), encoding="utf-8")
     try:
         return _fails(copy, each)

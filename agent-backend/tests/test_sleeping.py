@@ -157,6 +157,7 @@ async def test_health_checks_and_strangers_keep_nobody_awake(server: Process) ->
 
 
 async def test_a_turn_that_nobody_watches_is_finished_first(server: Process, database_url: str) -> None:
+    server._env["DRAIN_SECONDS"] = "0.2"  # nor is it the drain that finishes it
     await server.start()
     async with server.client() as http:
         session, turn = await _begin(http, "[[emulator: tokens=40 delay_ms=50]]")
