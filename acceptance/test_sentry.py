@@ -79,6 +79,7 @@ async def test_a_tool_a_turn_and_a_request_that_break_are_told(
     for canary in ("canary", "76543", user, socket.gethostname(), *token.split(".")):
         assert canary not in heard
     assert KEY in heard, "the whole request is looked at"
+    assert heard.count("Connection: close") == len(sentry.requests), "none is kept over a suspend"
 
 
 def _has_what_it_may(event: dict[str, Any]) -> None:

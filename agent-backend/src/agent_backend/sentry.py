@@ -165,6 +165,11 @@ class Reporter:
             def on_dropped_event(self, _reason: str) -> None:
                 lost()
 
+            def _update_headers(self, headers: dict[str, str]) -> None:
+                super()._update_headers(headers)
+                # Errors are rare: a kept connection is stale by the next one, above all after a suspend.
+                headers["Connection"] = "close"
+
             def _handle_response(self, response: Any, envelope: Any) -> None:
                 sent()
                 super()._handle_response(response=response, envelope=envelope)
