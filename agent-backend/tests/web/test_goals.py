@@ -32,6 +32,9 @@ class Api:
         async with self._http.request(method, path, json=body, headers=headers) as response:
             return response.status, await response.json(content_type=None)
 
+    async def agree(self, user: str) -> None:
+        await agree(self._http, **headers_for(self._settings, user))
+
     async def goals(self, user: str = "alice") -> list[dict[str, Any]]:
         status, body = await self.call("GET", "/v1/me/goals", user=user)
         assert status == 200
@@ -56,6 +59,9 @@ async def test_a_goal_is_set_listed_replaced_and_removed_and_is_the_users_own(ap
     assert listed.pop("updated_at")
     assert listed == saved | {"set_by": "user"}
     assert await api.goals("bob") == []
+    status, problem = await api.call("PUT", path, STEPS | {"target": 9000}, user="bob")
+    assert (status, problem["code"]) == (403, "consent_required"), "a goal tells of health"
+    await api.agree("bob")
     assert (await api.call("PUT", path, STEPS | {"target": 9000}, user="bob"))[0] == 200
     assert (await api.call("DELETE", path, user="bob"))[0] == 204
     other = str(uuid4())

@@ -9,6 +9,7 @@ import pytest
 
 from agent_backend.app import create_app
 
+from ..consenting import agree
 from .serving import headers_for, serving, settings_for
 
 PROTECTED = {"eating_disorder": False, "height_cm": None}
@@ -47,6 +48,10 @@ async def test_the_profile_is_what_was_put_last(http: aiohttp.ClientSession) -> 
 
 async def test_what_protects_stays_when_an_app_does_not_know_of_it(http: aiohttp.ClientSession) -> None:
     protected = BERLIN | {"eating_disorder": True, "height_cm": 172.5}
+    status, problem = await put(http, protected)
+    assert (status, problem["code"]) == (403, "consent_required"), "they tell of health"
+    assert await read(http) == DEFAULTS
+    await agree(http)
     assert await put(http, protected) == (200, protected)
     assert await put(http, {"time_zone": "UTC"}) == (
         200,

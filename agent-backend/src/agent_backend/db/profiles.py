@@ -50,6 +50,11 @@ class ProfilePut(_Told, frozen=True, kw_only=True):
     eating_disorder: bool | UnsetType = UNSET
     height_cm: _Height | UnsetType | None = UNSET
 
+    @property
+    def tells_of_health(self) -> bool:
+        """Whether it says something of the user's body, and not only where and how old the user is."""
+        return self.eating_disorder is True or isinstance(self.height_cm, float)
+
 
 async def read(db: Database, user_id: UUID) -> Profile:
     """Return the user's profile, or the defaults."""

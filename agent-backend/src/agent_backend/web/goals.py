@@ -81,10 +81,11 @@ async def list_goals(call: Call[None, None]) -> Response:
     tag="goals",
     body=GoalPut,
     replies={200: SavedGoal},
-    problems=(409, 503),
+    problems=(403, 409, 503),
 )
 async def put_goal(call: Call[GoalPut, None]) -> Response:
-    """Check and save in one transaction."""
+    """Check and save in one transaction; a goal tells of its user's health."""
+    await call.services.machine.consents.require(call.user_id, "health_data")
     goal_id, body = call.uuid("goal_id"), call.body
     title = body.title
     if title is not None:

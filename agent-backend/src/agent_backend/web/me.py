@@ -32,13 +32,16 @@ async def get_profile(call: Call[None, None]) -> Response:
     summary="Replace the profile",
     description="The time zone decides what a day is in all daily figures. `eating_disorder` and `height_cm` "
     "stay as they are when they are left out. `eating_disorder` removes weight and energy goals, and no "
-    "later ones are saved; the coach gets no such figures. A year of birth under age removes weight goals.",
+    "later ones are saved; the coach gets no such figures. Both are health data and need that consent. A "
+    "year of birth under age removes weight goals.",
     tag="profile",
     replies={200: Profile},
-    problems=(503,),
+    problems=(403, 503),
 )
 async def put_profile(call: Call[ProfilePut, None]) -> Response:
     """Store the profile as given; what is left out gets its default, or stays (see ProfilePut)."""
+    if call.body.tells_of_health:
+        await call.services.machine.consents.require(call.user_id, "health_data")
     stored = await profiles.write(call.services.database, call.user_id, call.body, dt.datetime.now(dt.UTC))
     call.services.machine.situations.forget(call.user_id)
     return reply(stored)

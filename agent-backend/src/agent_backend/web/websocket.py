@@ -198,7 +198,8 @@ class _Connection:
             await self._send(ErrorFrame(code=error.code, detail=error.detail))
             return
         if principal.user_id != self._call.user_id:
-            await self._socket.close(_POLICY_VIOLATION, "the token is another user's")
+            with suppress(WebSocketDisconnect, RuntimeError):  # it may be closing already
+                await self._socket.close(_POLICY_VIOLATION, "the token is another user's")
             return
         self._live_until(principal)
         await self._send(Authenticated(principal.expires_at))
