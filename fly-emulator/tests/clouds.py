@@ -81,10 +81,10 @@ class CloudClient:
 
 
 @asynccontextmanager
-async def clouded(directory: Path) -> AsyncGenerator[CloudClient]:
+async def clouded(directory: Path, settings: CloudSettings | None = None) -> AsyncGenerator[CloudClient]:
     """Open a cloud with the images v1 and v2 of the web program; all is ended at the end."""
     lines: list[str] = []
-    cloud = Cloud(directory, CloudSettings(machines=QUICK), lines.append)
+    cloud = Cloud(directory, settings or CloudSettings(machines=QUICK), lines.append)
     cloud.images.add(V1, Entry(command=WEB_COMMAND, env={"NUMBER": "1"}))
     cloud.images.add(V2, Entry(command=WEB_COMMAND, env={"NUMBER": "2"}))
     await cloud.open()

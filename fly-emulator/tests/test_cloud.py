@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from fly_emulator.cloud.images import Entry, Images
+from fly_emulator.cloud.running import CloudSettings
 from fly_emulator.errors import EmulatorError
 
 from .clouds import TOKEN, V1, V2, WEB_COMMAND, CloudClient, clouded, machine
-from .fleets import alive
+from .fleets import QUICK, alive
 
 
 async def test_an_app_is_made_listed_and_destroyed_with_its_machines(tmp_path: Path) -> None:
@@ -271,6 +272,14 @@ async def test_addresses_and_certificates_are_kept(tmp_path: Path) -> None:
         assert (await client.ok("GET", "/v1/apps/shop/certificates"))["total_count"] == 1
         await client.ok("DELETE", "/v1/apps/shop/certificates/example.test")
         assert (await client.ask("GET", "/v1/apps/shop/certificates/example.test"))[0] == 404
+
+
+async def test_addresses_can_be_given_and_forgotten(tmp_path: Path) -> None:
+    async with clouded(tmp_path, CloudSettings(machines=QUICK, addresses=False)) as client:
+        await client.app()
+        made = await client.ok("POST", "/v1/apps/shop/ip_assignments", {"type": "v6"})
+        assert made["ip"].startswith("2001:db8::")
+        assert (await client.ok("GET", "/v1/apps/shop/ip_assignments"))["ips"] == []
 
 
 @pytest.mark.parametrize("path", ["/graphql", "/api/v1/organizations", "/v1/apps"])

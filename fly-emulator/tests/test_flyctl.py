@@ -60,7 +60,7 @@ def broken_rolling(fly: Fly) -> tuple[str, list[str], str]:
     """Deploy by rolling what dies at boot; return what flyctl said, the tags, and the release's fate."""
     fly.app("crash")
     fly.deploy("crash", "v1")
-    said = fly.deploy("crash", "broken", "--dns-checks=false", code=1)
+    said = fly.deploy("crash", "broken", "--smoke-checks=true", code=1)
     return said, fly.tags("crash"), fly.json("releases", "-a", "crash")[0]["Status"]
 
 
@@ -135,10 +135,10 @@ def test_staged_secrets_reach_machines_with_the_next_deploy(fly: Fly) -> None:
     assert fly.json("secrets", "list", "-a", "hush")[0]["status"] == "Staged"
     # Asleep, because flyctl looks for ten seconds at what it has restarted, and cannot be told not to.
     fly.stop("hush")
-    fly.run("secrets", "deploy", "--dns-checks=false", "-a", "hush")
+    fly.run("secrets", "deploy", "-a", "hush")
     assert ask(fly.url("hush"))["KEY"] == "two"
     fly.stop("hush")
-    fly.run("secrets", "unset", "OTHER", "--dns-checks=false", "-a", "hush")
+    fly.run("secrets", "unset", "OTHER", "-a", "hush")
     assert "OTHER" not in ask(fly.url("hush"))
     releases = fly.json("releases", "-a", "hush")
     assert [each["Version"] for each in releases] == [3, 2, 1]

@@ -89,6 +89,9 @@ def serve(
     env: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE that every machine gets; may be repeated.")
     ] = None,
+    addresses: Annotated[
+        bool, typer.Option(help="Keep the addresses of apps; without, flyctl checks no DNS after a deploy.")
+    ] = True,
     json: Annotated[bool, typer.Option(help="Print one line of JSON that says where everything is.")] = False,
 ) -> None:
     """Be a whole little Fly for flyctl: apps, images, secrets, releases, machines; until Ctrl-C."""
@@ -103,6 +106,7 @@ def serve(
             minute_seconds=_minute(minute),
             state=state,
             env=_pairs(env or []),
+            addresses=addresses,
             json=json,
         )
         code = serve_cloud(options)

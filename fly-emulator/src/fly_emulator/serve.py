@@ -36,6 +36,7 @@ class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
     state: Path = Path(".fly-emulator")
     env: dict[str, str] = {}
     """Variables every machine gets; the config's win over them."""
+    addresses: bool = True
     json: bool = False
 
 
@@ -64,6 +65,7 @@ async def _serve(options: ServeOptions) -> int:
         settings = CloudSettings(
             region=options.region,
             machines=MachineSettings(passed=options.env),
+            addresses=options.addresses,
             edge=EdgeOptions(time_scale=TimeScale(options.minute_seconds)),
         )
         cloud = Cloud(options.state, settings, _write)
@@ -71,7 +73,7 @@ async def _serve(options: ServeOptions) -> int:
         await cloud.open()
         token = new_token(options.state)
         url = await _listen(cloud, options.port, token, stack)
-        _tell(options, Where(api=url, token=token, env=flyctl_env(url, token), apps=dict(cloud.addresses())))
+        _tell(options, Where(api=url, token=token, env=flyctl_env(url, token), apps=dict(cloud.urls())))
         await stopped.wait()
     return 0
 

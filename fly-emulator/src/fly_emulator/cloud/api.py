@@ -21,4 +21,4 @@ def create_cloud_api(cloud: Cloud, settings: ApiSettings) -> web.Application:
 
 async def _apps(request: web.Request) -> web.Response:
     """Say where each app's edge listens."""
-    return reply(dict(request.app[CLOUD].addresses()))
+    return reply(dict(request.app[CLOUD].urls()))

@@ -128,8 +128,7 @@ async def _addresses(request: web.Request) -> web.Response:
 
 async def _assign(request: web.Request) -> web.Response:
     app, document = app_of(request), await body(request)
-    made = addresses.assign(app.record, document.get("type"), str(document.get("region") or ""))
-    request.app[CLOUD].changed(app)
+    made = request.app[CLOUD].assign(app, document.get("type"), str(document.get("region") or ""))
     return reply(addresses.assignment(made), 201)
 
 

@@ -115,8 +115,7 @@ class Mutations:
 
     def _allocate(self, _info: object, input: Fields) -> Fields:  # noqa: A002 - the schema's name
         app = _find(self._cloud, input["appId"])
-        made = addresses.assign(app.record, input["type"], input.get("region") or "")
-        self._cloud.changed(app)
+        made = self._cloud.assign(app, input["type"], input.get("region") or "")
         return {"app": gql_objects.app(self._cloud, app), "ipAddress": gql_objects.address(made)}
 
     def _release(self, _info: object, input: Fields) -> Fields:  # noqa: A002 - the schema's name

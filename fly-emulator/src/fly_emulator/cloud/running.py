@@ -13,9 +13,10 @@ from typing import Final
 import msgspec
 
 from fly_emulator.clock import timestamp
+from fly_emulator.cloud import addresses
 from fly_emulator.cloud.images import Images
 from fly_emulator.cloud.logs import AppLog
-from fly_emulator.cloud.records import AppRecord, Organization, Release
+from fly_emulator.cloud.records import Address, AppRecord, Organization, Release
 from fly_emulator.cloud.store import Store
 from fly_emulator.cloud.vault import Vault
 from fly_emulator.edge.options import EdgeOptions
@@ -36,6 +37,8 @@ class CloudSettings(msgspec.Struct, frozen=True, kw_only=True):
     region: str = "fra"
     machines: MachineSettings = MachineSettings()
     edge: EdgeOptions = EdgeOptions()
+    addresses: bool = True
+    """Off: addresses are given and forgotten. flyctl then has none whose DNS it would ask 8.8.8.8 for."""
 
 
 class App:
@@ -171,7 +174,16 @@ class Cloud:
         app.vault.forget(frozenset(machine.record.provision.secrets for machine in machines))
         self.store.save()
 
-    def addresses(self) -> Mapping[str, str]:
+    def assign(self, app: App, kind: object, region: str) -> Address:
+        """Give an app an address. Raises StateError (422)."""
+        before = app.record.addresses
+        made = addresses.assign(app.record, kind, region)
+        if not self.settings.addresses:
+            app.record.addresses = before
+        self.changed(app)
+        return made
+
+    def urls(self) -> Mapping[str, str]:
         """Return where each app is served."""
         return {name: app.url for name, app in self.apps.items()}
 
