@@ -24,7 +24,6 @@ from .stage import MISSING, Stage, find, speaking, stage
 FLYCTL = find()
 pytestmark = [
     pytest.mark.skipif(FLYCTL is None, reason=MISSING),
-    pytest.mark.xdist_group("deploys"),
     pytest.mark.timeout(300),
 ]
 APP = deployed("staging").app
@@ -118,7 +117,14 @@ def test_another_image_that_was_pulled_instead_is_found(fly: Stage) -> None:
 
 def test_promotion_by_digest_and_rollback(fly: Stage) -> None:
     image = fly.image("b")
-    done(deploy(fly, image))
+    # Ten people talk all the while: every turn is answered, by one release or the other.
+    talk = ("load", fly.url(), "--clients", "10", "--turns", "200")
+    words = ("deploy", "staging", "--image", image, *common(fly), "--no-ha", "--no-smoke")
+    with fly.start(*words) as deploying:
+        while deploying.poll() is None:
+            assert fly.run(*talk).code == 0
+        assert deploying.returncode == 0
+    assert fly.release() == "b"
     done(fly.run("setup", "production", "--from", str(fly.folder / "production.env")), "create the app")
     promotion = ("promote", *common(fly, "production"), "--staging-url", fly.url(), "--no-ha", "--no-smoke")
     done(fly.run(*promotion))
