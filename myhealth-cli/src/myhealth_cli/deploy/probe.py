@@ -191,6 +191,8 @@ async def ask(client: Client, text: str = _QUESTION, *, first_word_s: float | No
                 break
     if isinstance(end, events.RunError):
         raise GateError(f"the canary's turn failed: {end.code or end.message}")
+    if isinstance(end, events.RunFinished) and end.outcome and end.outcome.type != "success":
+        raise GateError(f"the canary's turn ended as {end.outcome.type}")
     if first_word_s is not None and (first is None or first > first_word_s):
         raise GateError(f"the canary's first word took more than {first_word_s:g} s")
     if end is None or first is None or not characters:
