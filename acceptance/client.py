@@ -99,10 +99,10 @@ _consenting: set[str] = set()
 """Tokens whose users have agreed to everything."""
 
 
-async def consent(http: aiohttp.ClientSession, url: str) -> None:
-    """Give every consent that is asked for, once per user. Raises aiohttp.ClientError."""
+async def consent(http: aiohttp.ClientSession, url: str, *, again: bool = False) -> None:
+    """Give every consent that is asked for, once per user or `again`. Raises aiohttp.ClientError."""
     token = http.headers["Authorization"]
-    if token in _consenting:
+    if token in _consenting and not again:
         return
     async with http.get(url + "/v1/consents", raise_for_status=True) as response:
         texts = (await response.json())["consents"]
@@ -136,9 +136,9 @@ class Client:
         """Send a request whose path is not to be quoted again; an async context manager of the response."""
         return self._session.request(method, URL(self.url + path, encoded=True), **options)
 
-    async def consent(self) -> None:
-        """Let the user agree to everything that is asked for."""
-        await consent(self._session, self.url)
+    async def consent(self, *, again: bool = False) -> None:
+        """Let the user agree to everything that is asked for, once or `again`."""
+        await consent(self._session, self.url, again=again)
 
     async def new_session(
         self, agent: str = "coach", *, device_tools: list[dict[str, Any]] | None = None

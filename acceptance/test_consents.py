@@ -109,7 +109,7 @@ def agui(thread: str) -> dict[str, Any]:
 
 
 async def test_texts_are_given_by_hash_and_what_is_wrong_is_named(pair: Pair, as_user: AsUser) -> None:
-    client = as_user(pair.a, "reader")
+    client = as_user(pair.a, "consents-reader")
     for text in (await texts(client)).values():
         assert hashlib.sha256(text["text"].encode()).hexdigest() == text["sha256"]
     assert {each["given"] for each in (await states(client)).values()} == {False}

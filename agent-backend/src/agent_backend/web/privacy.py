@@ -76,6 +76,8 @@ class ArchiveResponse(Response):
         async for chunk in self._export.chunks():
             async with asyncio.timeout(_STALLED_SECONDS):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        # Whoever has the end may ask again at once.
+        self._services.exporting.discard(self._user_id)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
