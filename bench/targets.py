@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 from uuid import UUID, uuid4
@@ -27,6 +28,7 @@ _OF_A_MACHINE = ("DATABASE_URL", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY", "DEV
 _IDLE_SECONDS = "0.3"
 """What is waited for before a sleep is no part of a wake."""
 _AT_ONCE = 8
+_USERS = 20
 _DATABASE = "bench"
 
 
@@ -141,8 +143,12 @@ class Ours:
         )
         self._command = str(Path(sys.executable).parent / "agent-backend")
         self._run("migrate")
-        token = self._run("token", "--user", "bench")
-        self.headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+        with ThreadPoolExecutor(4) as pool:
+            tokens = list(pool.map(self._token, range(_USERS)))
+        self._users = [
+            {"authorization": f"Bearer {token}", "content-type": "application/json"} for token in tokens
+        ]
+        self.headers = self._users[0]
 
     def _run(self, *arguments: str) -> str:
         done = subprocess.run(
@@ -151,6 +157,9 @@ class Ours:
         if done.returncode:
             raise RuntimeError(f"agent-backend {' '.join(arguments)}: {done.stderr}")
         return done.stdout.strip()
+
+    def _token(self, user: int) -> str:
+        return self._run("token", "--user", f"bench-{user}")
 
     def start(self) -> tuple[Process, float]:
         """Boot it; ready means that the database is connected and checked."""
@@ -171,11 +180,15 @@ class Ours:
 
     def turns(self, shape: Shape, count: int, port: int | None = None) -> list[Request]:
         """Make the sessions now, so that only turns are measured."""
-        asyncio.run(put_all(port or self.port, self._consents(port or self.port), 1))
-        sessions = [uuid4() for _ in range(count)]
-        puts = [_http("PUT", f"/v1/sessions/{each}", self.headers, b'{"agent":"coach"}') for each in sessions]
+        asyncio.run(put_all(port or self.port, self._consents(port or self.port), _AT_ONCE))
+        # As many users as clients: two streams of one user share that user's account in the ledger.
+        sessions = [(self._users[n % _USERS], uuid4()) for n in range(count)]
+        puts = [
+            _http("PUT", f"/v1/sessions/{session}", headers, b'{"agent":"coach"}')
+            for headers, session in sessions
+        ]
         asyncio.run(put_all(port or self.port, puts, _AT_ONCE))
-        return [self._turn(session, shape) for session in sessions]
+        return [self._turn(headers, session, shape) for headers, session in sessions]
 
     def _consents(self, port: int) -> list[bytes]:
         """Return the requests that give what the server asks for; the same again changes nothing."""
@@ -187,17 +200,18 @@ class Ours:
             _http(
                 "PUT",
                 f"/v1/me/consents/{text['purpose']}",
-                self.headers,
+                user,
                 msgspec.json.encode(
                     {"version": text["version"], "text_hash": text["sha256"], "locale": text["locale"]}
                 ),
             )
+            for user in self._users
             for text in texts
             if text["locale"] == "en"
         ]
 
-    def _turn(self, session: UUID, shape: Shape) -> Request:
-        headers = {**self.headers, "accept": "text/event-stream"}
+    def _turn(self, user: dict[str, str], session: UUID, shape: Shape) -> Request:
+        headers = {**user, "accept": "text/event-stream"}
         body = msgspec.json.encode({"content": shape.text()})
         return Request(_http("PUT", f"/v1/sessions/{session}/turns/{uuid4()}", headers, body), shape.deltas)
 
