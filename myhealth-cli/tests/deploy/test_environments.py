@@ -35,7 +35,7 @@ def test_the_table_says_what_the_epic_says() -> None:
 
 def test_the_servers_required_secrets_are_in_the_table() -> None:
     settings = (ROOT / "agent-backend/src/agent_backend/settings.py").read_text("utf-8")
-    for name in deployed("production").secrets:
+    for name in (*deployed("production").secrets, *deployed("production").optional):
         assert f'"{name}": ' in settings
 
 
@@ -51,3 +51,4 @@ def test_it_is_printed() -> None:
     found = myhealth("environments", "--json").json()
     assert [each["name"] for each in found] == ["development", "staging", "production"]
     assert found[0]["url"] == "http://localhost:3001"
+    assert "  SENTRY_DSN in fly secrets, optional: " in words.out

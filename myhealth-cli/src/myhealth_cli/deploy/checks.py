@@ -97,7 +97,8 @@ async def secrets(environment: Deployed, world: World) -> Found:
     there = {each.name for each in app.secrets}
     if missing := [name for name in environment.secrets if name not in there]:
         return failed(f"missing: {', '.join(missing)}", f"myhealth setup {environment.name}")
-    return ok(", ".join(environment.secrets))
+    without = [f"without {name}" for name in environment.optional if name not in there]
+    return ok(", ".join((*environment.secrets, *without)))
 
 
 async def running(environment: Deployed, world: World) -> Found:

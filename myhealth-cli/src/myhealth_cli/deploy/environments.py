@@ -17,11 +17,15 @@ Place: TypeAlias = Literal["fly secrets", "GitHub secrets"]
 
 
 class SecretName(msgspec.Struct, frozen=True):
-    """A secret an environment needs, and where it is set. `why` is for the person who sets it."""
+    """A secret of an environment, and where it is set. `why` is for the person who sets it.
+
+    `optional`: the environment works without it; `setup` sets it where a value is given.
+    """
 
     name: str
     place: Place
     why: str
+    optional: bool = False
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,12 +39,16 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     secrets: tuple[SecretName, ...] = ()
 
     def in_place(self, place: Place) -> tuple[str, ...]:
-        """Return the names of the secrets that are set in `place`."""
-        return tuple(each.name for each in self.secrets if each.place == place)
+        """Return the names of the secrets that must be set in `place`."""
+        return tuple(each.name for each in self.secrets if each.place == place and not each.optional)
+
+    def optional_in(self, place: Place) -> tuple[str, ...]:
+        """Return the names of the secrets that may be set in `place`."""
+        return tuple(each.name for each in self.secrets if each.place == place and each.optional)
 
 
 class Deployed(msgspec.Struct, frozen=True, kw_only=True):
-    """An environment at Fly: what `Environment` has, with nothing missing."""
+    """An environment at Fly: what `Environment` has, with nothing missing. `optional`: secrets, too."""
 
     name: Name
     url: str
@@ -48,6 +56,7 @@ class Deployed(msgspec.Struct, frozen=True, kw_only=True):
     config: str
     region: str
     secrets: tuple[str, ...]
+    optional: tuple[str, ...] = ()
 
 
 _FLY: Final = (
@@ -55,6 +64,9 @@ _FLY: Final = (
     SecretName("ANTHROPIC_API_KEY", "fly secrets", "the Messages API; one key for each environment"),
     SecretName("SUPABASE_URL", "fly secrets", "https://REF.supabase.co: whose tokens are believed"),
     SecretName("SUPABASE_SERVICE_KEY", "fly secrets", "sb_secret_...: deletes accounts"),
+    SecretName(
+        "SENTRY_DSN", "fly secrets", "where errors are sent; without it they are only logged", optional=True
+    ),
 )
 _GITHUB: Final = (
     SecretName("FLY_API_TOKEN", "GitHub secrets", "a deploy token of this app: `fly tokens create deploy`"),
@@ -96,6 +108,7 @@ def deployed(name: str) -> Deployed:
                 config=each.config,
                 region=each.region,
                 secrets=each.in_place("fly secrets"),
+                optional=each.optional_in("fly secrets"),
             )
     raise NothingChangedError(
         f"there is no environment {name!r} at Fly", hint="say staging or production (`myhealth environments`)"

@@ -21,7 +21,10 @@ def run(*, as_json: bool) -> int:
     for each in ENVIRONMENTS:
         where = f", app {each.app} in {each.region}, {each.config}" if each.app else ", on your machine"
         lines.append(f"{each.name}: {each.url}{where}")
-        lines += [f"  {secret.name} in {secret.place}: {secret.why}" for secret in each.secrets]
+        lines += [
+            f"  {secret.name} in {secret.place}{', optional' if secret.optional else ''}: {secret.why}"
+            for secret in each.secrets
+        ]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

@@ -135,7 +135,8 @@ def setup(
         raise NothingChangedError(
             f"no value for {', '.join(missing)}", hint="add them to the file given with --from"
         )
-    names = tuple(name for name in environment.secrets if name in given and (replace or name not in there))
+    known = (*environment.secrets, *environment.optional)
+    names = tuple(name for name in known if name in given and (replace or name not in there))
     steps: list[Step] = []
     if not app.exists:
         steps.append(CreateApp(environment.app, org))

@@ -62,9 +62,10 @@ def setup(
         ground = await stand()
         app = await app_of(ground, environment)
         there = {each.name for each in app.secrets}
-        given = {each: value for each, value in values.items() if each in environment.secrets}
+        known = (*environment.secrets, *environment.optional)
+        given = {each: value for each, value in values.items() if each in known}
         if prompt is not None and not options.dry_run:
-            for each in environment.secrets:
+            for each in known:
                 if each not in given and each not in there and (value := prompt(each).strip()):
                     given[each] = value
         wanted = plan.setup(environment, app, given, replace=replace, org=org)
