@@ -131,6 +131,14 @@ def test_a_deploy_is_tested_built_once_and_goes_through_staging() -> None:
     assert changing == [".venv/bin/myhealth deploy staging --json", ".venv/bin/myhealth promote --json"]
 
 
+def test_production_is_tried_on_the_new_schema_before_it_gets_the_release() -> None:
+    commands = [command for job, command in runs("deploy-agents") if job == "production"]
+    skew = ".venv/bin/python scripts/version_skew.py --running production"
+    assert commands.index(skew) < commands.index(".venv/bin/myhealth promote --json")
+    checkout = jobs("deploy-agents")["production"]["steps"][0]
+    assert checkout["with"]["fetch-depth"] == 0, "the running release is another commit"
+
+
 def test_the_apps_are_those_of_the_files_of_fly() -> None:
     for job, file in (("staging", "fly.staging.toml"), ("production", "fly.toml")):
         found = re.search(r'^app = "(.*?)"', (ROOT / "agent-backend" / file).read_text(), re.MULTILINE)
@@ -233,6 +241,16 @@ def test_the_bases_digest_is_written_once_and_held(
     if not shutil.which("docker"):
         assert base_digest.main([]) == 2
     assert base_digest.main(["--chek"]) == 2
+
+
+def test_a_release_that_is_no_commit_is_not_taken_for_a_passed_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skew = script("version_skew")
+    assert skew.main(["0123abcdef01"]) == 2
+    assert "release 0123abcdef01 is no commit of this clone" in capsys.readouterr().err
+    monkeypatch.setenv("FLY_API_TOKEN", "made up")
+    assert "FLY_API_TOKEN" not in skew.environment(), "old code gets no secret"
 
 
 def test_only_the_approved_commit_is_promoted() -> None:

@@ -19,8 +19,8 @@ import yaml
 from .installed import ROOT, Ended
 from .stage import MISSING, Stage, find, stage
 
-HERE = ("make ", "python3 scripts/base_digest.py")
-"""Steps that need a checkout or a registry, and no Fly: `make` runs this very test."""
+HERE = ("make ", "python3 scripts/base_digest.py", ".venv/bin/python scripts/version_skew.py")
+"""Steps that need a whole clone or a registry: `make` runs this very test."""
 
 
 def steps(workflow: str, job: str) -> list[str]:
