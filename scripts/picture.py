@@ -1,8 +1,12 @@
-"""Takes docs/images/chat.svg: `myhealth dev` in a real terminal (tmux), captured with its colours.
+"""Takes the pictures of docs/images.
 
-The machine is left to fall asleep before each question, so that the picture shows how long it took to wake.
+    .venv/bin/python scripts/picture.py [chat] [doctor]
 
-    .venv/bin/python scripts/picture.py
+chat.svg: `myhealth dev` in a real terminal (tmux), captured with its colours. The machine is left to fall
+asleep before each question, so that the picture shows how long it took to wake.
+
+doctor.svg: `myhealth doctor --offline` in a fresh clone, on a machine with git and nothing else: no flyctl,
+no login, no secrets. The states are what it says; the picture adds their colours.
 
 Rich draws the capture. Its own template loads fonts from the network; ours names what a machine has.
 """
@@ -13,6 +17,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from io import StringIO
 from pathlib import Path
@@ -21,7 +26,8 @@ from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "images" / "chat.svg"
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "docs" / "images"
 COLUMNS, ROWS = 96, 54
 PORT = 3099
 IDLE_SECONDS = 2
@@ -30,6 +36,8 @@ QUESTIONS = (
     "And how did I sleep last night?",
 )
 PATIENCE_S = 60
+# Of `myhealth doctor`: each state's sign and colour.
+SIGNS = {"ok": "green", "FAILED": "red", "by hand": "yellow", "unknown": "bright_black"}
 THEME = TerminalTheme(
     (23, 27, 33),
     (214, 219, 226),
@@ -101,8 +109,18 @@ class Tmux:
         subprocess.run([*self._base, "kill-server"], capture_output=True, check=False)
 
 
-def main() -> None:
-    """Play, capture, draw."""
+def main(names: list[str]) -> None:
+    """Take the named pictures, by default all."""
+    takes = {"chat": chat, "doctor": doctor}
+    FOLDER.mkdir(exist_ok=True)
+    for name in names or takes:
+        target = FOLDER / f"{name}.svg"
+        target.write_text(takes[name](), encoding="utf-8")
+        print(f"wrote {target.name}: {target.stat().st_size:,} bytes")
+
+
+def chat() -> str:
+    """Play a conversation; return what the terminal shows."""
     with tempfile.TemporaryDirectory() as folder:
         dev = [sys.executable, "-m", "myhealth_cli", "dev", "--port", str(PORT), "--data", folder]
         command = ["env", f"IDLE_SECONDS={IDLE_SECONDS}", *dev]
@@ -119,20 +137,52 @@ def main() -> None:
                 time.sleep(0.1)
         finally:
             terminal.end()
-    TARGET.parent.mkdir(exist_ok=True)
-    TARGET.write_text(draw(captured), encoding="utf-8")
-    print(f"wrote {TARGET.name}: {TARGET.stat().st_size:,} bytes")
-
-
-def draw(captured: str) -> str:
-    """Return the SVG of a captured screen."""
-    console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True)
     lines = captured.rstrip().splitlines()
     # The state of the machine stands at the bottom of the screen: not that far away in the picture.
     above = "\n".join(lines[:-1]).rstrip()
-    console.print(Text.from_ansi(f"{above}\n\n{lines[-1]}"))
-    return console.export_svg(title="make run", theme=THEME, code_format=FORMAT, unique_id="chat")
+    return draw(Text.from_ansi(f"{above}\n\n{lines[-1]}"), title="make run", name="chat")
+
+
+def doctor() -> str:
+    """Run `myhealth doctor` where nothing is set up; return its picture."""
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder, "myhealth-agents")
+        command = ["git", "clone", "--quiet", "--shared", str(ROOT), str(clone)]
+        subprocess.run(command, check=True)
+        shown = subprocess.run(
+            [sys.executable, "-m", "myhealth_cli", "doctor", "--offline"],
+            cwd=clone,
+            env={"PATH": "/usr/bin:/bin", "HOME": folder},
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
+    text = Text()
+    for line in shown.splitlines():
+        text.append(coloured(line))
+        text.append("\n")
+    text.rstrip()
+    return draw(text, title="myhealth doctor --offline", name="doctor")
+
+
+def coloured(line: str) -> Text:
+    """Return a line of the list with the colour of its state, wrapped under its title."""
+    sign = line[2:9].strip()
+    if not line.startswith("  ") or sign not in SIGNS:
+        return Text(line, style="bold" if line and not line[0].isdigit() else "")
+    first, *more = textwrap.wrap(line[9:].strip(), COLUMNS - 11)
+    text = Text("  ").append(line[2:9], style=SIGNS[sign]).append(f"  {first}")
+    for rest in more:
+        text.append(f"\n{' ' * 11}{rest}")
+    return text
+
+
+def draw(text: Text, *, title: str, name: str) -> str:
+    """Return the SVG of a text."""
+    console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True)
+    console.print(text)
+    return console.export_svg(title=title, theme=THEME, code_format=FORMAT, unique_id=name)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
