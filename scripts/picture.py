@@ -37,7 +37,7 @@ QUESTIONS = (
 )
 PATIENCE_S = 60
 # Of `myhealth doctor`: each state's sign and colour.
-SIGNS = {"ok": "green", "FAILED": "red", "by hand": "yellow", "unknown": "bright_black"}
+SIGNS = {"ok": "green", "FAILED": "red", "by hand": "yellow", "unknown": "white"}
 THEME = TerminalTheme(
     (23, 27, 33),
     (214, 219, 226),
