@@ -29,6 +29,8 @@ _HEART = {
     "input_schema": {"type": "object", "properties": {}},
 }
 _TROUBLE = (aiohttp.ClientError, OSError, TimeoutError)
+# The last is what asyncpg says of a connection that breaks while it is given back.
+_DATABASE_TROUBLE = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncpg.InternalClientError)
 
 
 class Phone:
@@ -243,7 +245,10 @@ class Phone:
         """Return what the database says of a turn, once it can be asked."""
         query = "SELECT state FROM myhealth.turns WHERE session_id = $1 AND id = $2"
         while True:
-            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            # The last is what asyncpg says of a connection that breaks while it is given back.
+            with suppress(
+                asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncpg.InternalClientError
+            ):
                 return await self._audit.fetchval(query, self.session, turn)
             await asyncio.sleep(0.05)
 

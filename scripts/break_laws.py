@@ -23,7 +23,7 @@ PARKING = BACKEND + "migrations/0005_device_tools.pre.sql"
 CONSENT = BACKEND + "migrations/0008_consents.pre.sql"
 LEDGER = BACKEND + "migrations/0009_ledger.pre.sql"
 PRIVACY = BACKEND + "migrations/0011_privacy.pre.sql"
-LIMITS = BACKEND + "migrations/0013_limits.pre.sql"
+ACCEPTING = BACKEND + "migrations/0013_accepting.pre.sql"
 TURNS = BACKEND + "src/agent_backend/turns/"
 STREAM = BACKEND + "src/agent_backend/web/stream.py"
 LEASES = BACKEND + "tests/db/test_leases.py::"
@@ -134,7 +134,7 @@ BREAKS = [
     ),
     Break(
         "accepting claims in the same call",
-        LIMITS,
+        ACCEPTING,
         "IF v_lock.claimed AND v_busy = 0 THEN",
         "IF false THEN",
         LEASES + "test_accepting_claims_and_begins_in_one_call",
@@ -183,7 +183,7 @@ BREAKS = [
     ),
     Break(
         "a re-sent interrupt interrupts nothing",
-        LIMITS,
+        ACCEPTING,
         "    IF FOUND THEN\n        status := CASE WHEN v_turn.body_hash",
         "    IF FOUND THEN\n        UPDATE turns t SET cancel_requested = (p_on_busy = 'interrupt')"
         " WHERE t.session_id = p_session;\n        status := CASE WHEN v_turn.body_hash",
@@ -399,7 +399,7 @@ BREAKS = [
     ),
     Break(
         "consent: nothing is accepted without",
-        LIMITS,
+        ACCEPTING,
         "    ELSIF cardinality(missing) > 0 THEN\n",
         "    ELSIF false THEN\n",
         GIVEN + "test_a_turn_is_accepted_with_what_it_needs_and_found_again_without",

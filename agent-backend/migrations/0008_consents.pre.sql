@@ -154,88 +154,9 @@ CREATE FUNCTION myhealth.stopping_turns(p_user uuid) RETURNS boolean
           AND m.alive_until >= clock_timestamp())
     $$;
 
--- --- accepting: what 0005_device_tools has, with a look at the consents ----------------------------------------
+-- --- answering a call: what 0005_device_tools has, with a look at the consents ---------------------------------
 
-DROP FUNCTION myhealth.accept_turn(uuid, uuid, uuid, bytea, text, json, text, bytea, uuid, boolean, uuid[], integer);
 DROP FUNCTION myhealth.put_tool_result(uuid, uuid, text, text, text, bytea, text, uuid, boolean, uuid[]);
-
--- As before; status may also be consent_required, which says in `missing` what a new turn lacks. A turn that was
--- accepted before is still found: nothing new is done for it.
-CREATE FUNCTION myhealth.accept_turn(
-    p_user uuid, p_session uuid, p_turn uuid, p_hash bytea, p_message_id text, p_content json, p_on_busy text,
-    p_run_started bytea, p_me uuid, p_live boolean, p_dead uuid[], p_max_queue integer, p_consents json DEFAULT NULL,
-    OUT status text, OUT state text, OUT owner uuid, OUT started boolean,
-    OUT cursor_epoch bigint, OUT cursor_n integer, OUT claim myhealth.claim, OUT missing text[])
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = myhealth, pg_temp
-    AS $$
-DECLARE
-    v_lock record;
-    v_session sessions;
-    v_next integer;
-    v_turn turns;
-    v_busy integer;
-    v_on_busy text;
-BEGIN
-    started := false;
-    missing := missing_consents_held(p_user, p_consents);
-    SELECT * INTO v_lock FROM lock_for_command(p_user, p_session, p_me, p_live, p_dead);
-    v_session := v_lock.session;
-    v_next := v_lock.next_n;
-    IF v_session.id IS NULL THEN
-        status := 'not_found';
-        RETURN;
-    END IF;
-    owner := v_session.owner;
-    cursor_epoch := v_session.settled_epoch;
-    cursor_n := v_session.settled_n;
-    SELECT * INTO v_turn FROM turns t WHERE t.session_id = p_session AND t.id = p_turn;
-    IF FOUND THEN
-        status := CASE WHEN v_turn.body_hash = p_hash THEN 'same' ELSE 'conflict' END;
-        state := v_turn.state;
-        cursor_epoch := coalesce(v_turn.start_epoch, cursor_epoch);
-        cursor_n := coalesce(v_turn.start_n, cursor_n);
-    ELSIF cardinality(missing) > 0 THEN
-        status := 'consent_required';
-    ELSE
-        SELECT count(*) INTO v_busy FROM turns t
-            WHERE t.session_id = p_session
-              AND t.state IN ('queued', 'running', 'waiting_device', 'waiting_approval');
-        -- The agent's own way stands in its frozen version.
-        v_on_busy := coalesce(p_on_busy, (SELECT a.frozen ->> 'on_busy' FROM agent_versions a
-                                          WHERE a.hash = v_session.agent_version), 'enqueue');
-        status := CASE WHEN v_busy > 0 AND v_on_busy = 'reject' THEN 'busy'
-                       WHEN v_busy >= p_max_queue THEN 'queue_full' ELSE 'created' END;
-    END IF;
-    IF status = 'created' THEN
-        IF v_on_busy = 'interrupt' THEN
-            UPDATE turns t SET cancel_requested = true
-                WHERE t.session_id = p_session
-                  AND t.state IN ('queued', 'running', 'waiting_device', 'waiting_approval');
-        END IF;
-        PERFORM resolve_calls(p_session, 'unavailable', 'The user sent a new message instead.');
-        IF v_lock.claimed THEN
-            PERFORM unpark(p_session);
-        END IF;
-        INSERT INTO turns (session_id, id, user_id, seq, state, on_busy, body_hash, message_id, content)
-            VALUES (p_session, p_turn, p_user, v_session.last_turn + 1, 'queued', v_on_busy, p_hash, p_message_id,
-                    p_content);
-        UPDATE sessions SET last_turn = last_turn + 1, updated_at = clock_timestamp() WHERE id = p_session;
-        state := 'queued';
-        IF v_lock.claimed AND v_busy = 0 THEN
-            PERFORM begin_turn(v_session, p_turn, v_next, p_run_started);
-            SELECT * INTO v_session FROM sessions s WHERE s.id = p_session;
-            cursor_epoch := v_session.epoch;
-            cursor_n := v_next - 1;
-            v_next := v_next + 1;
-            state := 'running';
-            started := true;
-        END IF;
-    END IF;
-    IF v_lock.claimed THEN
-        claim := keep_parked(claim_of(v_session, v_next));
-    END IF;
-END
-$$;
 
 -- As before; status may also be consent_required: an answer is data about the user's health, and wakes a turn.
 CREATE FUNCTION myhealth.put_tool_result(
@@ -289,9 +210,9 @@ $$;
 REVOKE EXECUTE ON FUNCTION
     myhealth.check_consent_history, myhealth.consent_lock_key, myhealth.give_consent, myhealth.read_consents,
     myhealth.missing_consents, myhealth.missing_consents_held, myhealth.withdraw_consent, myhealth.stopping_turns,
-    myhealth.accept_turn, myhealth.put_tool_result
+    myhealth.put_tool_result
     FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
     myhealth.give_consent, myhealth.read_consents, myhealth.missing_consents, myhealth.withdraw_consent,
-    myhealth.stopping_turns, myhealth.accept_turn, myhealth.put_tool_result
+    myhealth.stopping_turns, myhealth.put_tool_result
     TO agent_backend;

@@ -1,4 +1,5 @@
--- How many unfinished turns a user may have over all sessions: the one limit that must hold across machines.
+-- Accepting a turn, with its gates: consents (0008), budgets (0009) and here how many unfinished turns a user may have
+-- over all sessions, the one limit that must hold across machines.
 
 CREATE INDEX turns_open_of_user ON myhealth.turns (user_id)
     WHERE state IN ('queued', 'running', 'waiting_device', 'waiting_approval');
@@ -24,8 +25,10 @@ BEGIN
 END
 $$;
 
--- As before, and refused when the user has too many unfinished turns. The previous release does not say how many it
--- allows, and is not held to any number.
+-- As in 0005_device_tools, with the gates that a new turn has to pass, each only if the server says what it is held
+-- to (the previous release does not): consents, unfinished turns, budgets. status may also be consent_required (what is
+-- missing stands in `missing`), too_many_turns, or the name of the budget that is used up. A turn that was accepted
+-- before is found again whatever the gates say: nothing new is done for it.
 DROP FUNCTION myhealth.accept_turn;
 CREATE FUNCTION myhealth.accept_turn(
     p_user uuid, p_session uuid, p_turn uuid, p_hash bytea, p_message_id text, p_content json, p_on_busy text,
