@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from myhealth_cli.deploy.verbs import Options
 
 EXIT_FAILED = 1
 EXIT_NOTHING_CHANGED = 2
@@ -86,6 +89,31 @@ def setup(
     _end(go, json=json)
 
 
+def _options(
+    url: str | None,
+    bake: float,
+    first_word: float,
+    ready: float,
+    *,
+    ha: bool = True,
+    smoke: bool = True,
+    dry_run: bool,
+    json: bool,
+) -> Options:
+    """Return what `deploy`, `promote` and `rollback` have in common; times in seconds."""
+    from myhealth_cli.deploy import probe, verbs  # noqa: PLC0415 - see the module's docstring
+
+    return verbs.Options(
+        dry_run=dry_run,
+        as_json=json,
+        url=url,
+        bake_s=bake,
+        ha=ha,
+        smoke=smoke,
+        patiences=probe.Patiences(ready_s=ready, first_word_s=first_word),
+    )
+
+
 def deploy(
     environment: _Where,
     *,
@@ -104,18 +132,10 @@ def deploy(
 
     Exit codes: 0 done, 1 failed (it says what runs now), 2 nothing was changed.
     """
-    from myhealth_cli.deploy import probe, verbs  # noqa: PLC0415 - see the module's docstring
+    from myhealth_cli.deploy import verbs  # noqa: PLC0415 - see the module's docstring
 
     def go() -> int:
-        options = verbs.Options(
-            dry_run=dry_run,
-            as_json=json,
-            url=url,
-            bake_s=bake,
-            ha=ha,
-            smoke=smoke,
-            patiences=probe.Patiences(ready_s=ready, first_word_s=first_word),
-        )
+        options = _options(url, bake, first_word, ready, ha=ha, smoke=smoke, dry_run=dry_run, json=json)
         return verbs.deploy(environment, options, image=image, release=release)
 
     _end(go, json=json)
@@ -137,18 +157,10 @@ def promote(
 
     Exit codes: 0 done, 1 failed (it says what runs now), 2 nothing was changed.
     """
-    from myhealth_cli.deploy import probe, verbs  # noqa: PLC0415 - see the module's docstring
+    from myhealth_cli.deploy import verbs  # noqa: PLC0415 - see the module's docstring
 
     def go() -> int:
-        options = verbs.Options(
-            dry_run=dry_run,
-            as_json=json,
-            url=url,
-            bake_s=bake,
-            ha=ha,
-            smoke=smoke,
-            patiences=probe.Patiences(ready_s=ready, first_word_s=first_word),
-        )
+        options = _options(url, bake, first_word, ready, ha=ha, smoke=smoke, dry_run=dry_run, json=json)
         return verbs.promote(options, staging_url=staging_url)
 
     _end(go, json=json)
@@ -169,16 +181,10 @@ def rollback(
 
     Secrets, fly.toml and the database stay as they are. Exit codes as of `deploy`.
     """
-    from myhealth_cli.deploy import probe, verbs  # noqa: PLC0415 - see the module's docstring
+    from myhealth_cli.deploy import verbs  # noqa: PLC0415 - see the module's docstring
 
     def go() -> int:
-        options = verbs.Options(
-            dry_run=dry_run,
-            as_json=json,
-            url=url,
-            bake_s=bake,
-            patiences=probe.Patiences(ready_s=ready, first_word_s=first_word),
-        )
+        options = _options(url, bake, first_word, ready, dry_run=dry_run, json=json)
         return verbs.rollback(environment, options, number=number)
 
     _end(go, json=json)
