@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 
 from myhealth_cli import events
-from myhealth_cli.client import Client, Connection, Patience, Profile, UnreachableError
+from myhealth_cli.client import Client, Connection, Item, Patience, Profile, UnreachableError
 from myhealth_cli.consent import missing
 from myhealth_cli.deploy.errors import GateError, NothingChangedError
 from myhealth_cli.errors import MyHealthError
@@ -169,34 +169,58 @@ async def prepare(client: Client) -> None:
         await client.give_consent(text)
 
 
+class _Heard:
+    """What has come of an answer so far."""
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+        """When the first word came, on the monotonic clock."""
+        self.characters = 0
+        self.reconnects = 0
+        self.end: events.RunError | events.RunFinished | None = None
+
+    def take(self, item: Item) -> None:
+        match item:
+            case events.TextContent():
+                self.first = self.first or time.monotonic()
+                self.characters += len(item.delta)
+            case Connection(state="lost"):
+                self.reconnects += 1
+            case events.RunError() | events.RunFinished():
+                self.end = item
+            case _:
+                pass
+
+
 async def ask(client: Client, text: str = _QUESTION, *, first_word_s: float | None = None) -> Answer:
     """Ask in a session of its own. Raises GateError: no words, too late, an error; and what Client raises."""
-    session = uuid4()
+    session, heard = uuid4(), _Heard()
     await client.put_session(session)
     began = time.monotonic()
-    first, characters, reconnects, end = None, 0, 0, None
-    async with aclosing(client.send(session, uuid4(), text)) as items:
-        async for item in items:
-            match item:
-                case events.TextContent():
-                    first = time.monotonic() - began if first is None else first
-                    characters += len(item.delta)
-                case Connection(state="lost"):
-                    reconnects += 1
-                case events.RunError() | events.RunFinished():
-                    end = item
-                case _:
-                    pass
-            if first is None and first_word_s is not None and time.monotonic() - began > first_word_s:
-                break
-    if isinstance(end, events.RunError):
-        raise GateError(f"the canary's turn failed: {end.code or end.message}")
-    if isinstance(end, events.RunFinished) and end.outcome and end.outcome.type != "success":
-        raise GateError(f"the canary's turn ended as {end.outcome.type}")
-    if first_word_s is not None and (first is None or first > first_word_s):
-        raise GateError(f"the canary's first word took more than {first_word_s:g} s")
-    if end is None or first is None or not characters:
+    # Also of a stream that says nothing at all.
+    until = asyncio.timeout(first_word_s)
+    try:
+        async with until, aclosing(client.send(session, uuid4(), text)) as items:
+            async for item in items:
+                heard.take(item)
+                if heard.first or heard.end:
+                    until.reschedule(None)
+    except TimeoutError as error:
+        if not until.expired():
+            raise
+        raise GateError(f"the canary's first word took more than {first_word_s:g} s") from error
+    match heard.end:
+        case events.RunError() as end:
+            raise GateError(f"the canary's turn failed: {end.code or end.message}")
+        case events.RunFinished(outcome=outcome) if outcome and outcome.type != "success":
+            raise GateError(f"the canary's turn ended as {outcome.type}")
+        case _:
+            pass
+    if heard.end is None or heard.first is None or not heard.characters:
         raise GateError("the canary's turn ended without a word")
     return Answer(
-        first_word_s=first, total_s=time.monotonic() - began, characters=characters, reconnects=reconnects
+        first_word_s=heard.first - began,
+        total_s=time.monotonic() - began,
+        characters=heard.characters,
+        reconnects=heard.reconnects,
     )
