@@ -14,6 +14,7 @@ from agent_backend.consents import Catalogue, Purpose
 from agent_backend.db import consents as store
 from agent_backend.db import profiles, sessions
 from agent_backend.errors import ConsentRequired, MissingConsent
+from agent_backend.tools.base import ToolContext
 from agent_backend.turns.machine import Machine
 from agent_backend.web.stream import Placed
 
@@ -98,6 +99,42 @@ async def test_no_tool_runs_when_its_consent_went_while_the_model_spoke(
     assert (await turn_of(fleet, machine, session, turn)).model_calls == 1
     [(_, [result])] = [each for each in await stored(fleet, machine, session) if each[0] == "tool"]
     assert result.get("is_error", False) is (runs == 0), "no call is left open"
+
+
+class Checked(Probe):
+    """A tool that looks before the user is asked for a yes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checked = 0
+
+    async def check(self, _context: ToolContext, _arguments: dict[str, Any]) -> None:
+        self.checked += 1
+
+
+@pytest.mark.parametrize("given", [True, False])
+async def test_nobody_is_asked_for_a_yes_when_the_consent_went_while_the_model_spoke(
+    fleet: Fleet, database_url: str, *, given: bool
+) -> None:
+    probe = Checked()
+    machine = await fleet.machine(tools={"probe": probe}, approvals=("probe",))
+    session = await fleet.session(machine)
+    async with superuser(database_url) as other, other.transaction():
+        turn = await fleet.send(machine, session, "[[emulator: tool=probe args={} tokens=2 ttft_ms=300]]")
+        await other.execute("SELECT FROM myhealth.sessions WHERE id = $1 FOR UPDATE", session)
+        await wait_until(lambda: waits_for(other))
+        if not given:
+            await slip(fleet, machine, HEALTH)
+    states = {"failed", "waiting_approval"}
+    await wait_until(lambda: _state_in(fleet, machine, session, turn, states))
+    row = await turn_of(fleet, machine, session, turn)
+    assert (row.state, probe.checked) == (("waiting_approval", 1) if given else ("failed", 0))
+    if not given:
+        refused(await fleet.until_end(machine, session))
+
+
+async def _state_in(fleet: Fleet, machine: Machine, session: UUID, turn: UUID, states: set[str]) -> bool:
+    return (await turn_of(fleet, machine, session, turn)).state in states
 
 
 async def test_a_turn_that_waited_in_the_queue_is_refused_in_the_users_language(fleet: Fleet) -> None:

@@ -292,23 +292,30 @@ class TurnRun:
         if todo.to_run:
             return await self._run_here(todo.to_run)
         if not todo.answered:
-            refused = await self._refused_early(calls, todo.to_park)
-            return await (self._settle_results(refused) if refused else self._park(todo.to_park))
+            return await self._ask_or_park(calls, todo.to_park)
         if self._live.cancel_requested == self._turn_id:
             return await self._cancel(None)
         return await self._settle_results(todo.answered)
 
-    async def _refused_early(
+    async def _ask_or_park(
         self, calls: list[history.ToolCall], to_park: list[ParkedCall]
+    ) -> store.Settled | _Ended:
+        """Wait for answers; calls whose tools refuse them anyway are answered before anybody is asked."""
+        new = {each.id for each in to_park if each.kind == "approval" and each.id not in self._calls}
+        # To see whether it would refuse, a tool reads what it would change.
+        if new and await self._consents.missing(self._live.user_id, "health_data"):
+            return await self._without_consent()
+        refused = await self._refused_early([call for call in calls if call.id in new])
+        return await (self._settle_results(refused) if refused else self._park(to_park))
+
+    async def _refused_early(
+        self, calls: list[history.ToolCall]
     ) -> list[tuple[history.ToolCall, ToolResult]]:
-        """Answer calls whose tools refuse them anyway, before anybody is asked for a yes."""
         assert self._situation is not None, "loaded first"
         zone, locale = self._situation.time_zone, self._situation.locale
-        new = {each.id for each in to_park if each.kind == "approval" and each.id not in self._calls}
         checked = [
             (call, await self._toolbox.refusal(call, self._live, self._turn_id, zone, locale))
             for call in calls
-            if call.id in new
         ]
         return [(call, refusal) for call, refusal in checked if refusal is not None]
 
