@@ -155,7 +155,7 @@ async def test_a_settle_closes_the_call_once_however_often_it_is_sent(
         await holder.settle(place, CallEnd(call_id=call, state=end[0], charge=end[1]))
     assert await sums(database_url) == after
     rows = await ledger.read_usage(holder.owner.database, holder.claim.user_id)
-    assert [(row.agent, row.day_reserved, row.day_spent, row.day_estimated) for row in rows] == [
+    assert [(row.agent, row.day.reserved, row.day.spent, row.day.estimated) for row in rows] == [
         ("", *after),
         ("coach", *after),
     ]
@@ -457,8 +457,8 @@ async def _agrees(database: Database, user: UUID, books: Books, now: dt.datetime
     rows = await ledger.read_usage(database, user, now)
     day = now.date()
     for row in rows:
-        assert row.day_spent + row.day_reserved == books.used(day)
-        assert row.month_spent + row.month_reserved == books.used(day.replace(day=1))
+        assert row.day.spent + row.day.reserved == books.used(day)
+        assert row.month.spent + row.month.reserved == books.used(day.replace(day=1))
     assert books.used(day) <= AGENT_DAY
     assert books.used(day.replace(day=1)) <= CAPS["user_month"]
 

@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
+import asyncpg
 import msgspec
 
 from agent_backend.db.pool import Database
@@ -77,25 +78,25 @@ class GlobalUse(NamedTuple):
     month_reserved: int
 
 
+class Account(NamedTuple):
+    """What was used in a day or a month (UTC). `estimated` is a part of `spent`."""
+
+    spent: int = 0
+    estimated: int = 0
+    reserved: int = 0
+    calls: int = 0
+    turns: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+
 class UsageRow(NamedTuple):
-    """A user's account with one agent; agent '' is the sum. `estimated` is a part of `spent`."""
+    """A user's accounts with one agent; agent '' is the sum. `date` is the day's."""
 
     agent: str
-    day: dt.date
-    day_spent: int
-    day_estimated: int
-    day_reserved: int
-    month_spent: int
-    month_estimated: int
-    month_reserved: int
-    day_calls: int
-    day_turns: int
-    day_prompt_tokens: int
-    day_output_tokens: int
-    month_calls: int
-    month_turns: int
-    month_prompt_tokens: int
-    month_output_tokens: int
+    date: dt.date
+    day: Account
+    month: Account
 
 
 async def reserve(database: Database, ask: Ask, now: dt.datetime | None = None) -> Reserved:
@@ -146,7 +147,12 @@ async def tend_global(database: Database, now: dt.datetime | None = None) -> Glo
 
 async def read_usage(database: Database, user_id: UUID, now: dt.datetime | None = None) -> list[UsageRow]:
     """Return a user's accounts, the sum first; empty before the first call."""
-    return [UsageRow(*row) for row in await database.fetch(_READ_USAGE, user_id, now)]
+    rows = await database.fetch(_READ_USAGE, user_id, now)
+    return [UsageRow(row["agent"], row["day"], _account(row, "day"), _account(row, "month")) for row in rows]
+
+
+def _account(row: asyncpg.Record, period: Literal["day", "month"]) -> Account:
+    return Account(*(row[f"{period}_{name}"] for name in Account._fields))
 
 
 def resets_at(scope: Scope, now: dt.datetime) -> dt.datetime:

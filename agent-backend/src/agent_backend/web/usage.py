@@ -8,7 +8,7 @@ import msgspec
 from starlette.responses import Response
 
 from agent_backend.db import ledger
-from agent_backend.db.ledger import UsageRow
+from agent_backend.db.ledger import Account, UsageRow
 from agent_backend.prices import micros
 from agent_backend.web.operations import Call, operation, reply
 
@@ -49,9 +49,6 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     agents: list[AgentUsage]
 
 
-_NOTHING = (0,) * 14
-
-
 @operation(
     "GET",
     "/v1/me/usage",
@@ -65,7 +62,7 @@ async def get_usage(call: Call[None, None]) -> Response:
     """Answer with the user's accounts."""
     settings = call.services.settings
     rows = await ledger.read_usage(call.services.database, call.user_id)
-    total = rows[0] if rows else UsageRow("", dt.datetime.now(dt.UTC).date(), *_NOTHING)
+    total = rows[0] if rows else UsageRow("", dt.datetime.now(dt.UTC).date(), Account(), Account())
     agents = call.services.agents
     return reply(
         Usage(
@@ -87,39 +84,29 @@ async def get_usage(call: Call[None, None]) -> Response:
 
 
 def _day(row: UsageRow, limit: int | None) -> Spent:
-    return Spent(
-        starts=row.day,
-        resets_at=_reset("user_day", row.day),
-        spent_usd_micros=row.day_spent,
-        estimated_usd_micros=row.day_estimated,
-        reserved_usd_micros=row.day_reserved,
-        limit_usd_micros=limit,
-        left_usd_micros=_left(limit, row.day_spent + row.day_reserved),
-        turns=row.day_turns,
-        model_calls=row.day_calls,
-        input_tokens=row.day_prompt_tokens,
-        output_tokens=row.day_output_tokens,
-    )
+    return _spent(row.day, "user_day", row.date, row.date, limit)
 
 
 def _month(row: UsageRow, limit: int | None) -> Spent:
+    return _spent(row.month, "user_month", row.date.replace(day=1), row.date, limit)
+
+
+def _spent(
+    account: Account, scope: ledger.Scope, starts: dt.date, today: dt.date, limit: int | None
+) -> Spent:
     return Spent(
-        starts=row.day.replace(day=1),
-        resets_at=_reset("user_month", row.day),
-        spent_usd_micros=row.month_spent,
-        estimated_usd_micros=row.month_estimated,
-        reserved_usd_micros=row.month_reserved,
+        starts=starts,
+        resets_at=ledger.resets_at(scope, dt.datetime(today.year, today.month, today.day, tzinfo=dt.UTC)),
+        spent_usd_micros=account.spent,
+        estimated_usd_micros=account.estimated,
+        reserved_usd_micros=account.reserved,
         limit_usd_micros=limit,
-        left_usd_micros=_left(limit, row.month_spent + row.month_reserved),
-        turns=row.month_turns,
-        model_calls=row.month_calls,
-        input_tokens=row.month_prompt_tokens,
-        output_tokens=row.month_output_tokens,
+        left_usd_micros=_left(limit, account.spent + account.reserved),
+        turns=account.turns,
+        model_calls=account.calls,
+        input_tokens=account.prompt_tokens,
+        output_tokens=account.output_tokens,
     )
-
-
-def _reset(scope: ledger.Scope, day: dt.date) -> dt.datetime:
-    return ledger.resets_at(scope, dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC))
 
 
 def _left(limit: int | None, used: int) -> int | None:
