@@ -225,3 +225,22 @@ def test_notes_are_few_and_name_an_image_once() -> None:
     assert noted(A, (B, A), forget_newer=False) == (A, B)
     many = tuple(image(letter) for letter in "bcdefgh")
     assert len(noted(A, many, forget_newer=False)) == 5
+
+
+def test_an_image_with_a_proven_ones_name_is_not_proven_and_is_taken_back() -> None:
+    again = Image(B.ref, A.release)
+    with pytest.raises(NothingChangedError, match="has not passed its gates"):
+        plan.promote(
+            app(machine(1, again, good=(A,))), PRODUCTION, app(name=PRODUCTION.app), bake=60, url=URL
+        )
+    back = deploy(app(machine(1, A, good=(A,))), again).recovery[0]
+    assert isinstance(back, plan.DeployImage)
+    assert back.image == A
+
+
+def test_a_rollback_to_an_image_that_was_never_noted_forgets_what_it_fled_from() -> None:
+    releases = (Release(3, "complete", C.ref),)
+    found = app(machine(1, B, good=(B, A)), name=PRODUCTION.app, releases=releases)
+    note = plan.rollback(PRODUCTION, found, 3, bake=30, url=URL).steps[-1]
+    assert isinstance(note, plan.NoteGood)
+    assert noted(C, found.good, forget_newer=note.forget_newer, fled=note.fled) == (C, A)

@@ -95,6 +95,8 @@ class NoteGood(msgspec.Struct, frozen=True, tag_field="step", tag="note_good"):
     image: Image
     forget_newer: bool = False
     """After a rollback: what was proven after this image is not gone back to again."""
+    fled: Image | None = None
+    """What ran before the rollback: not gone back to either, where this image was never noted."""
 
 
 Step: TypeAlias = (
@@ -174,7 +176,7 @@ def deploy(
     back = _way_back(app, image)
     notes = ["every machine has this image: only the gates are passed"] if there else []
     if back is None:
-        notes.append("nothing proven to go back to: if this fails, the app stays as it is then")
+        notes.append(_NOTHING_ELSE if app.good else _NOTHING_PROVEN)
     return Plan(
         app=environment.app,
         steps=tuple(steps),
@@ -227,11 +229,13 @@ def rollback(environment: Deployed, app: App, number: int | None, *, bake: float
         DeployImage(environment.app, environment.config, image, migrate=False, smoke=False),
         *_gates(environment, image, url),
         Bake(environment.app, url, bake),
-        NoteGood(environment.app, image, forget_newer=True),
+        NoteGood(environment.app, image, forget_newer=True, fled=app.running),
     )
     return Plan(app=environment.app, steps=steps, notes=(_NOT_BACK,))
 
 
+_NOTHING_PROVEN: Final = "nothing proven to go back to: if this fails, the app stays as it is then"
+_NOTHING_ELSE: Final = "this is the image to go back to: if it fails now, no older one takes its place"
 _NOT_BACK: Final = "secrets, fly.toml and the database are not taken back"
 
 

@@ -32,7 +32,14 @@ class Image(msgspec.Struct, frozen=True):
         return f"{self.ref} (release {self.release})"
 
     def same(self, other: Image) -> bool:
-        """Say whether both mean one image: once it may be named by its tag, once by its digest."""
+        """Say whether both mean one image: by digest where both have one.
+
+        A release is only a name: an image that was built again, or by somebody else, can have that of one
+        that was proven.
+        """
+        ours, theirs = self.ref.partition("@")[2], other.ref.partition("@")[2]
+        if ours and theirs:
+            return ours == theirs
         return self.ref == other.ref or self.release == other.release
 
 
@@ -174,8 +181,11 @@ class App(msgspec.Struct, frozen=True):
 
     @property
     def good(self) -> tuple[Image, ...]:
-        """The proven images, newest first: the longest note that any machine carries."""
-        return max((each.good for each in self.machines), key=len, default=())
+        """The proven images, newest first: the note of the first machine that carries one.
+
+        Notes are written in this order, so of two that differ (the writer was killed) the first is newer.
+        """
+        return next((each.good for each in self.machines if each.good), ())
 
     @property
     def running(self) -> Image | None:
@@ -235,11 +245,22 @@ def crashes(machine: Machine, since: float) -> list[str]:
     return [each.crash for each in machine.events if each.timestamp >= since * 1000 and each.crash]
 
 
-def noted(image: Image, before: Sequence[Image], *, forget_newer: bool) -> tuple[Image, ...]:
-    """Return the proven images with `image` in front; `forget_newer`: without those before it so far."""
-    place = next((place for place, each in enumerate(before) if each.same(image)), 0)
+def noted(
+    image: Image, before: Sequence[Image], *, forget_newer: bool, fled: Image | None = None
+) -> tuple[Image, ...]:
+    """Return the proven images with `image` in front; `forget_newer`: without those before it so far.
+
+    `fled`: what ran before a rollback; where `image` was never noted, it is forgotten, too.
+    """
+    place = _place(image, before)
+    if place is None:
+        place = 0 if fled is None or (left := _place(fled, before)) is None else left + 1
     kept = before[place:] if forget_newer else before
     return (image, *(each for each in kept if not each.same(image)))[:KEPT]
+
+
+def _place(image: Image, among: Sequence[Image]) -> int | None:
+    return next((place for place, each in enumerate(among) if each.same(image)), None)
 
 
 def now() -> float:

@@ -69,6 +69,7 @@ def run(name: str, *, as_json: bool) -> int:
 
 
 def _machine(machine: state.Machine) -> MachineStatus:
+    image = state.Image(machine.image_ref.exact, machine.release)
     awake = "awake" if machine.state == "started" else "changing or broken"
     return MachineStatus(
         id=machine.id,
@@ -78,7 +79,7 @@ def _machine(machine: state.Machine) -> MachineStatus:
         image=machine.image_ref.exact,
         release=machine.release,
         checks={each.name: each.status for each in machine.checks},
-        proven=any(each.release == machine.release for each in machine.good[:1]),
+        proven=any(each.same(image) for each in machine.good[:1]),
         crashes=[each.crash for each in machine.events if each.crash],
     )
 
@@ -99,4 +100,4 @@ def _words(found: Status) -> str:
     for each in found.releases:
         lines.append(f"  v{each.version} {each.status} {each.created_at} {each.image_ref}".rstrip())
     lines.append(f"  secrets: {', '.join(found.secrets) or 'none'}")
-    return "\n".join(lines) + "\n"
+    return "".join(f"{report.plain(line)}\n" for line in lines)
