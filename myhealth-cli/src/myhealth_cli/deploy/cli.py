@@ -69,7 +69,7 @@ def setup(
     Values come from a file or are asked for without being shown, and go to flyctl on stdin; they are in force
     with the next deploy.
     """
-    from myhealth_cli.deploy import verbs  # noqa: PLC0415 - see the module's docstring
+    from myhealth_cli.deploy import envfile, verbs  # noqa: PLC0415 - see the module's docstring
 
     def prompt(name: str) -> str:
         return str(
@@ -80,7 +80,7 @@ def setup(
         return verbs.setup(
             environment,
             verbs.Options(dry_run=dry_run, as_json=json),
-            values={} if from_ is None else verbs.values_in(from_),
+            values={} if from_ is None else envfile.values_in(from_),
             prompt=prompt if from_ is None and sys.stdin.isatty() else None,
             replace=replace,
             org=org,
@@ -236,7 +236,7 @@ def load(
 def _end(go: Callable[[], int], *, json: bool) -> None:
     """Run a verb and leave with its exit code; errors as words, or as JSON where that was asked for."""
     from myhealth_cli.deploy.errors import NothingChangedError  # noqa: PLC0415 - see the module's docstring
-    from myhealth_cli.deploy.report import show_error  # noqa: PLC0415 - see the module's docstring
+    from myhealth_cli.deploy.report import plain, show_error  # noqa: PLC0415 - see the module's docstring
     from myhealth_cli.errors import MyHealthError  # noqa: PLC0415 - see the module's docstring
 
     try:
@@ -245,10 +245,17 @@ def _end(go: Callable[[], int], *, json: bool) -> None:
         unchanged = isinstance(error, NothingChangedError)
         if json:
             show_error(error, changed=not unchanged)
-        hint = f"\n  {error.hint}" if error.hint else ""
-        sys.stderr.write(f"myhealth: {error}{hint}\n")
+        hint = f"\n  {plain(error.hint)}" if error.hint else ""
+        sys.stderr.write(f"myhealth: {plain(str(error))}{hint}\n")
         code = EXIT_NOTHING_CHANGED if unchanged else EXIT_FAILED
     except KeyboardInterrupt:
-        sys.stderr.write("myhealth: interrupted\n  say the same again: it goes on from what is there\n")
+        error = MyHealthError("interrupted", hint="say the same again: it goes on from what is there")
+        if json:
+            show_error(error, changed=True)
+        sys.stderr.write(f"myhealth: {error}\n  {error.hint}\n")
         code = EXIT_FAILED
+    except Exception as error:
+        if json:
+            show_error(MyHealthError(type(error).__name__, hint="a fault of ours"), changed=True)
+        raise
     raise typer.Exit(code)

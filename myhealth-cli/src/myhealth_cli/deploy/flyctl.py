@@ -11,6 +11,8 @@ import asyncio
 import os
 import re
 import shutil
+import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -27,6 +29,8 @@ T = TypeVar("T")
 _LOCAL: Final = Path(".local/flyctl/flyctl")
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _READ_S: Final = 60.0
+_END_S: Final = 10.0
+"""What a flyctl that was told to end gets to give its leases back."""
 _NEEDED: Final = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "DOCKER_HOST", "XDG_CONFIG_HOME", "CI")
 
 
@@ -85,8 +89,7 @@ class Flyctl:
             ) from error
         finally:
             if process.returncode is None:
-                process.terminate()
-                await process.wait()
+                await _end(process)
         if process.returncode != 0:
             raise FlyctlError(
                 _last_words(err, out) or f"flyctl {arguments[0]} ended with {process.returncode}"
@@ -107,6 +110,16 @@ class Flyctl:
                 f"flyctl {' '.join(arguments[:2])} answers something else than expected: {error}",
                 hint="Is this the pinned version of flyctl (docs/design/deploy.md)?",
             ) from error
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End flyctl and what it has started; one that does not listen is killed: the way back waits for it."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), _END_S)
+            return
 
 
 def child_env() -> dict[str, str]:

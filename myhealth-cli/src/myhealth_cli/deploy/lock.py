@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
 
     from myhealth_cli.deploy.flyctl import Flyctl
-    from myhealth_cli.deploy.machines_api import MachinesApi
+    from myhealth_cli.deploy.machines_api import Lease, MachinesApi
     from myhealth_cli.deploy.state import Machine
 
 LOCK: Final = "myhealth_lock"
 LOCK_S: Final = 1200.0
-"""Longer than a deploy; what somebody else waits for at most after a kill."""
+"""Longer than a deploy; what somebody else waits for at most after a kill (of a build: _MORE_S longer than
+that may take)."""
+_MORE_S: Final = 300.0
 _LEASE_TRIES: Final = 5
 _LEASE_PAUSE_S: Final = 1.0
 
@@ -67,16 +69,35 @@ def holder(folder: Path) -> str:
     return name
 
 
+class Held:
+    """A lock that is held; `renew` keeps it."""
+
+    def __init__(self, api: MachinesApi, fly: Flyctl, app: str, who: str, ahead_s: float) -> None:
+        self._api, self._fly, self._app, self._who = api, fly, app, who
+        self._ahead_s = ahead_s
+        """How far Fly's clock is ahead of ours."""
+
+    async def renew(self, seconds: float) -> None:
+        """Hold it for what is done next, which takes `seconds` at most. Fly may be away: then it stays as is.
+
+        Between two flyctls, never beside one: those carry the notes over as they were.
+        """
+        until = time.time() + self._ahead_s + max(LOCK_S, seconds + _MORE_S)
+        with suppress(FlyctlError):
+            if found := await state.machines(self._fly, self._app):
+                await self._api.set_metadata(self._app, found[0].id, LOCK, f"{self._who} {until:.0f}")
+
+
 @asynccontextmanager
-async def app_lock(api: MachinesApi, fly: Flyctl, app: str, who: str) -> AsyncGenerator[None]:
-    """Hold an app's note. Raises NothingChangedError: somebody else holds it; FlyctlError: Fly is away."""
+async def app_lock(api: MachinesApi, fly: Flyctl, app: str, who: str) -> AsyncGenerator[Held]:
+    """Hold an app's note. Raises NothingChangedError: somebody else holds it; FlyctlError: Fly is away.
+
+    Where there is no machine to be noted on, it is noted by `renew`, as soon as there is one.
+    """
     machines = await state.machines(fly, app)
-    if not machines:
-        yield
-        return
-    await _take(api, fly, app, machines[0].id, who)
+    ahead = await _take(api, fly, app, machines[0].id, who) if machines else 0.0
     try:
-        yield
+        yield Held(api, fly, app, who, ahead)
     finally:
         # Bluegreen makes new machines, which carry the note as well. One that stays expires.
         with suppress(FlyctlError):
@@ -85,20 +106,23 @@ async def app_lock(api: MachinesApi, fly: Flyctl, app: str, who: str) -> AsyncGe
                     await api.set_metadata(app, each.id, LOCK, None)
 
 
-async def _take(api: MachinesApi, fly: Flyctl, app: str, machine: str, who: str) -> None:
-    nonce = await _lease(api, app, machine)
+async def _take(api: MachinesApi, fly: Flyctl, app: str, machine: str, who: str) -> float:
+    """Write the note; return how far Fly's clock is ahead of ours."""
+    lease = await _lease(api, app, machine)
+    ahead = lease.at - time.time()
     try:
         for each in await state.machines(fly, app):
             other, until = _noted(each)
-            if other and other != who and (left := until - time.time()) > 0:
+            if other and other != who and (left := until - time.time() - ahead) > 0:
                 raise NothingChangedError(
                     f"{other} is deploying {app}",
                     hint=f"wait until it has ended; if it was killed, its lock ends in {left:.0f} s",
                 )
-        await api.set_metadata(app, machine, LOCK, f"{who} {time.time() + LOCK_S:.0f}")
+        await api.set_metadata(app, machine, LOCK, f"{who} {time.time() + ahead + LOCK_S:.0f}")
     finally:
         with suppress(FlyctlError):
-            await api.release(app, machine, nonce)
+            await api.release(app, machine, lease.nonce)
+    return ahead
 
 
 def _noted(machine: Machine) -> tuple[str, float]:
@@ -107,7 +131,7 @@ def _noted(machine: Machine) -> tuple[str, float]:
     return who, _number(until)
 
 
-async def _lease(api: MachinesApi, app: str, machine: str) -> str:
+async def _lease(api: MachinesApi, app: str, machine: str) -> Lease:
     for left in reversed(range(_LEASE_TRIES)):
         try:
             return await api.lease(app, machine)

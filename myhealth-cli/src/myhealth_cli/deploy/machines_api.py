@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import aiohttp
+import msgspec
 
 from myhealth_cli.deploy.errors import FlyctlError, NothingChangedError
 
@@ -18,6 +21,8 @@ _PUBLIC: Final = "https://api.machines.dev"
 _NONCE: Final = "fly-machine-lease-nonce"
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=20)
 _LEASE_S: Final = 15
+_SET_TRIES: Final = 3
+_SET_PAUSE_S: Final = 0.5
 
 
 async def token(fly: Flyctl, env: Mapping[str, str] = os.environ) -> str:
@@ -30,6 +35,18 @@ async def token(fly: Flyctl, env: Mapping[str, str] = os.environ) -> str:
         raise NothingChangedError(
             "not logged in to Fly", hint="`fly auth login`, or set FLY_API_TOKEN"
         ) from error
+
+
+class _Lease(msgspec.Struct, frozen=True):
+    nonce: str
+    expires_at: float = 0.0
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """A lease that was taken at `at`, by Fly's clock (seconds since 1970): computers' clocks differ."""
+
+    nonce: str
+    at: float
 
 
 class MachinesApi:
@@ -53,15 +70,25 @@ class MachinesApi:
 
     async def set_metadata(self, app: str, machine: str, key: str, value: str | None) -> None:
         """Set one pair, or remove it (None); the machine keeps its version and runs on."""
-        if value is None:
-            await self._ask("DELETE", app, machine, f"metadata/{key}")
-        else:
-            await self._ask("POST", app, machine, f"metadata/{key}", {"value": value})
+        method, body = ("DELETE", None) if value is None else ("POST", {"value": value})
+        # Said twice it means the same. One answer that is lost must not take a proven release back.
+        for left in reversed(range(_SET_TRIES)):
+            try:
+                await self._ask(method, app, machine, f"metadata/{key}", body)
+                break
+            except FlyctlError:
+                if not left:
+                    raise
+                await asyncio.sleep(_SET_PAUSE_S)
 
-    async def lease(self, app: str, machine: str) -> str:
-        """Take a machine's lease for a few seconds and return its nonce; fails while somebody has it."""
+    async def lease(self, app: str, machine: str) -> Lease:
+        """Take a machine's lease for a few seconds; fails while somebody has it."""
         answer = await self._ask("POST", app, machine, "lease", {"ttl": _LEASE_S})
-        return str(answer["data"]["nonce"])
+        try:
+            found = msgspec.convert(answer["data"], _Lease)
+        except (msgspec.ValidationError, KeyError, TypeError) as error:
+            raise FlyctlError("the Machines API answers something else than a lease") from error
+        return Lease(found.nonce, found.expires_at - _LEASE_S if found.expires_at else time.time())
 
     async def release(self, app: str, machine: str, nonce: str) -> None:
         """Give a lease back."""
@@ -77,10 +104,15 @@ class MachinesApi:
                 if response.status >= 300:
                     words = (await response.text())[:200]
                     raise FlyctlError(f"the Machines API answers {response.status} to {what}: {words}")
-                return None if response.status == 204 else await response.json(content_type=None)
+                return msgspec.json.decode(await response.read() or b"null")
         except (aiohttp.ClientError, TimeoutError) as error:
             raise FlyctlError(
                 f"the Machines API does not answer ({type(error).__name__})", hint="Is the network there?"
+            ) from error
+        except msgspec.DecodeError as error:
+            raise FlyctlError(
+                f"the Machines API answers something else than JSON to {what}",
+                hint="Is there a proxy between?",
             ) from error
 
 

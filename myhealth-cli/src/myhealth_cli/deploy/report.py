@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from myhealth_cli.deploy import plan
+
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""C0, DEL, C1, and what turns the direction of writing."""
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +49,15 @@ def words(step: Step) -> str:  # noqa: C901, PLR0911 - one for each kind of step
             return f"note {step.image} as proven"
 
 
+def plain(text: str) -> str:
+    """Return text of others (names, a server's answer) for one line of a terminal or of a CI's log.
+
+    Without control characters: they could recolour or erase what stands there, or begin a line of their own,
+    which GitHub would take for a command.
+    """
+    return _CONTROL.sub(" ", text)
+
+
 def show_plan(wanted: Plan, *, as_json: bool) -> None:
     """Print a plan (`--dry-run`)."""
     if as_json:
@@ -54,17 +68,20 @@ def show_plan(wanted: Plan, *, as_json: bool) -> None:
     if wanted.recovery:
         lines += ["If a step fails:", *(f"  - {words(step)}" for step in wanted.recovery)]
     lines += [f"Note: {note}" for note in wanted.notes]
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write("".join(f"{plain(line)}\n" for line in lines))
 
 
 def progress(step: Step, done: Done | None) -> None:
     """Tell of a step's beginning and end."""
     if done is None:
-        sys.stderr.write(f"   {words(step)} ...\n")
-        return
-    sign = "failed" if done.error else "ok"
-    rest = done.error or done.detail
-    sys.stderr.write(f"   {sign} ({done.seconds:.1f} s){': ' + rest if rest else ''}\n")
+        line = f"{words(step)} ..."
+    else:
+        sign, rest = "failed" if done.error else "ok", done.error or done.detail
+        line = f"{sign} ({done.seconds:.1f} s){': ' + rest if rest else ''}"
+    # Whoever read along may be gone (`| head`, a lost terminal): that must not stop a deploy half way.
+    with suppress(OSError):
+        sys.stderr.write(f"   {plain(line)}\n")
+        sys.stderr.flush()
 
 
 def show_outcome(outcome: Outcome, *, as_json: bool) -> None:
@@ -75,12 +92,12 @@ def show_outcome(outcome: Outcome, *, as_json: bool) -> None:
     if outcome.ok:
         sys.stdout.write(f"{outcome.app}: done\n" + "".join(f"  {note}\n" for note in outcome.notes))
         return
-    sys.stdout.write(f"{outcome.app}: failed: {outcome.error}\n")
+    sys.stdout.write(f"{outcome.app}: failed: {plain(outcome.error)}\n")
     if outcome.recovered:
         sys.stdout.write(
             f"  what ran before serves again, proven, {outcome.seconds_to_safe:.1f} s after the failure\n"
         )
-    sys.stdout.write(f"  now: {outcome.left}\n")
+    sys.stdout.write(f"  now: {plain(outcome.left)}\n")
 
 
 def show_error(error: MyHealthError, *, changed: bool) -> None:
@@ -90,7 +107,13 @@ def show_error(error: MyHealthError, *, changed: bool) -> None:
 
 def show_json(document: Any) -> None:
     """Print one JSON document."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+    # JSON lets DEL, C1 and the like stand in strings; a terminal obeys them.
+    sys.stdout.write("".join(f"{_CONTROL.sub(_escaped, line)}\n" for line in text.split("\n")))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def record(folder: Path, verb: str, outcome: Outcome) -> None:

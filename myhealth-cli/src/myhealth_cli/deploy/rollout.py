@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from myhealth_cli.deploy import plan, registry, state
+from myhealth_cli.deploy import envfile, plan, registry, state
 from myhealth_cli.deploy.errors import FlyctlError, GateError
 from myhealth_cli.deploy.probe import Patiences, Probe
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from myhealth_cli.deploy.flyctl import Flyctl
+    from myhealth_cli.deploy.lock import Held
     from myhealth_cli.deploy.machines_api import MachinesApi
     from myhealth_cli.deploy.plan import Plan, Step
     from myhealth_cli.tokens import TokenSource
@@ -26,6 +27,8 @@ _DEPLOY_S: Final = 900.0
 _LOOK_S: Final = 5.0
 """How often a bake looks."""
 _START_TRIES: Final = 10
+_SHORT: Final = 3
+"""What is no longer than this is no secret, but could be a part of any word."""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,8 +57,23 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What state things are in, in words."""
 
 
+def _bound(step: Step) -> float:
+    """Return how long a step may take, in seconds, where that is long: the lock must outlast it."""
+    match step:
+        case plan.BuildImage():
+            return _BUILD_S
+        case plan.DeployImage():
+            return _DEPLOY_S
+        case plan.WakeMachines():
+            return _LOOK_S
+        case plan.Bake():
+            return step.seconds
+        case _:
+            return 0.0
+
+
 class Rollout:
-    """Runs plans of one app. `told` hears of every step that ends."""
+    """Runs plans of one app. `told` hears of every step, before and after; it must not raise."""
 
     def __init__(
         self,
@@ -67,6 +85,7 @@ class Rollout:
         secrets: Mapping[str, str] | None = None,
         patiences: Patiences | None = None,
         told: Callable[[Step, Done | None], None] = lambda _step, _done: None,
+        lock: Held | None = None,
     ) -> None:
         self._fly = fly
         self._folder = folder
@@ -75,6 +94,7 @@ class Rollout:
         self._secrets = secrets or {}
         self._patiences = patiences or Patiences()
         self._told = told
+        self._lock = lock
         self._done: list[Done] = []
 
     async def run(self, wanted: Plan) -> Outcome:
@@ -138,9 +158,16 @@ class Rollout:
             self._told(step, None)
             began, detail, failed = time.monotonic(), "", ""
             try:
+                if self._lock is not None and (bound := _bound(step)):
+                    await self._lock.renew(bound)
                 detail = await self._do(step)
             except (GateError, FlyctlError) as error:
                 failed = str(error)
+            except Exception as error:  # noqa: BLE001 - whatever a broken release does to us, it is taken back
+                failed = f"{type(error).__name__}: {str(error)[:200]}"
+            for secret in self._secrets.values():
+                # flyctl quotes a line that it cannot read.
+                failed = failed.replace(secret, "***") if len(secret) > _SHORT else failed
             done = Done(
                 step=step,
                 seconds=round(time.monotonic() - began, 3),
@@ -163,7 +190,7 @@ class Rollout:
                 return ""
             case plan.StageSecrets():
                 # On stdin: a command line can be read by every process of the machine.
-                lines = "".join(f"{name}={self._secrets[name]}\n" for name in step.names)
+                lines = "".join(envfile.line(name, self._secrets[name]) for name in step.names)
                 await self._fly.run("secrets", "import", "--stage", "--app", step.app, stdin=lines)
                 return ", ".join(step.names)
             case plan.BuildImage():
@@ -264,7 +291,8 @@ class Rollout:
         # By digest where it is known: a tag can come to mean another image.
         exact = {each.image_ref.exact for each in found}
         image = state.Image(exact.pop() if len(exact) == 1 else step.image.ref, step.image.release)
-        note = msgspec.json.encode(state.noted(image, before, forget_newer=step.forget_newer)).decode()
+        proven = state.noted(image, before, forget_newer=step.forget_newer, fled=step.fled)
+        note = msgspec.json.encode(proven).decode()
         for each in found:
             await self._api.set_metadata(step.app, each.id, state.GOOD, note)
         return image.ref

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from myhealth_cli.deploy import plan, report
+from myhealth_cli.deploy.envfile import unfit
 from myhealth_cli.deploy.environments import deployed
 from myhealth_cli.deploy.errors import FlyctlError, GateError, NothingChangedError
 from myhealth_cli.deploy.ground import Ground, app_of, commit, stand
@@ -23,9 +24,9 @@ from myhealth_cli.tokens import TokenError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
-    from pathlib import Path
 
     from myhealth_cli.deploy.environments import Deployed
+    from myhealth_cli.deploy.lock import Held
     from myhealth_cli.deploy.plan import Plan
     from myhealth_cli.deploy.state import App
     from myhealth_cli.tokens import TokenSource
@@ -68,6 +69,9 @@ def setup(
             for each in known:
                 if each not in given and each not in there and (value := prompt(each).strip()):
                     given[each] = value
+        for each, value in given.items():
+            if reason := unfit(value):
+                raise NothingChangedError(f"the value of {each} {reason}", hint="look where it came from")
         wanted = plan.setup(environment, app, given, replace=replace, org=org)
         if options.dry_run:
             report.show_plan(wanted, as_json=options.as_json)
@@ -154,16 +158,17 @@ async def _gated(
     async with AsyncExitStack() as stack:
         ground.fly.inherited = (stack.enter_context(file_lock(ground.records, environment.app)),)
         api = await stack.enter_async_context(MachinesApi(await token(ground.fly)))
+        held = None
         if (await app_of(ground, environment)).exists:
             try:
-                await stack.enter_async_context(
+                held = await stack.enter_async_context(
                     app_lock(api, ground.fly, environment.app, holder(ground.records))
                 )
             except FlyctlError as error:
                 raise NothingChangedError(str(error), hint=error.hint or "say it again") from error
         # Read under the lock: what was read before may be another deploy's past.
         wanted = await planned(ground, await app_of(ground, environment), url)
-        return await _execute(verb, ground, wanted, options, api=api, tokens=user)
+        return await _execute(verb, ground, wanted, options, api=api, tokens=user, lock=held)
 
 
 async def _execute(
@@ -175,6 +180,7 @@ async def _execute(
     api: MachinesApi | None = None,
     tokens: TokenSource | None = None,
     secrets: Mapping[str, str] | None = None,
+    lock: Held | None = None,
 ) -> int:
     rollout = Rollout(
         ground.fly,
@@ -184,10 +190,12 @@ async def _execute(
         secrets=secrets,
         patiences=options.patiences,
         told=report.progress,
+        lock=lock,
     )
     outcome = await rollout.run(wanted)
-    report.record(ground.records, verb, outcome)
     report.show_outcome(outcome, as_json=options.as_json)
+    with suppress(OSError):  # a full disk here says nothing of the app there
+        report.record(ground.records, verb, outcome)
     return DONE if outcome.ok else FAILED
 
 
@@ -219,27 +227,3 @@ async def _green(staging: App, url: str, patiences: Patiences) -> None:
             await probe.machines((each.id for each in staging.machines), running and running.release)
     except GateError as error:
         raise NothingChangedError(f"staging is not green: {error}", hint="myhealth deploy staging") from error
-
-
-def values_in(file: Path) -> dict[str, str]:
-    """Read KEY=VALUE lines; blank lines and lines with # are left out, quotes around a value are taken off.
-
-    Raises NothingChangedError, which names the line and never quotes it.
-    """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise NothingChangedError(f"{file} cannot be read", hint="name a file of KEY=VALUE lines") from error
-    found: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        stripped = line.strip()
-        if not stripped or stripped.startswith("#"):
-            continue
-        name, sign, value = stripped.removeprefix("export ").partition("=")
-        value = value.strip()
-        if value[:1] in {'"', "'"} and value[-1:] == value[:1] and len(value) > 1:
-            value = value[1:-1]
-        if not sign or not name.strip().isidentifier() or not value:
-            raise NothingChangedError(f"{file}, line {number} is not KEY=VALUE", hint="correct that line")
-        found[name.strip()] = value
-    return found

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from myhealth_cli.deploy import envfile
+from myhealth_cli.deploy.errors import NothingChangedError
+
+from .installed import myhealth
+from .stage import MISSING, find, speaking
+
+ODD = ("a b#c", '""#a', 'pa"ss#1', '"""t', "it's#1")
+
+
+def flyctl_reads(line: str) -> str | None:
+    """Read a line as `flyctl secrets import` does; None: it goes on reading in the next one."""
+    value = line.rstrip("\n").partition("=")[2].lstrip(" ")
+    before, hash_sign, _ = value.partition("#")
+    if hash_sign and before.count('"') % 2 == 0:
+        value = before.rstrip(" ")
+    if value.startswith('"""'):
+        return value[3:-3] if value.endswith('"""') and len(value) >= 6 else None
+    for quote in ('"', "'"):
+        if value.startswith(quote) and value.endswith(quote):
+            return value[1:-1]
+    return value
+
+
+@given(st.text(st.sampled_from("ab=#\"' $\\"), min_size=1))
+def test_what_flyctl_reads_is_what_was_given(value: str) -> None:
+    assert flyctl_reads(envfile.line("NAME", value)) == value
+
+
+def test_the_real_flyctl_reads_it_so(tmp_path: Path) -> None:
+    program = find()
+    if program is None:
+        pytest.skip(MISSING)
+    state = tmp_path / "fly"
+    with speaking(
+        *("fly_emulator", "serve", "--port", "0", "--json", "--state", str(state)), log=tmp_path / "log"
+    ) as fly:
+        env = {"PATH": "/nonexistent", "HOME": str(tmp_path), "FLYCTL": str(program), **fly["env"]}
+        names = ("DATABASE_URL", "ANTHROPIC_API_KEY", "SUPABASE_URL", "SUPABASE_SERVICE_KEY", "SENTRY_DSN")
+        given = dict(zip(names, ODD, strict=True))
+        quoted = {name: f'"{value}"' if "'" in value else f"'{value}'" for name, value in given.items()}
+        lines = "".join(f"{name}={value}\n" for name, value in quoted.items())
+        (tmp_path / "secrets").write_text(lines, "utf-8")
+        ended = myhealth("setup", "staging", "--from", str(tmp_path / "secrets"), env=env)
+        assert ended.code == 0, ended
+        kept: Any = json.loads((state / "cloud.json").read_text("utf-8"))
+        [app] = kept["apps"].values()
+        assert {name: secret["value"] for name, secret in app["secrets"].items()} == given
+
+
+@pytest.mark.parametrize("mark", ["\x0c", "\x1c", "\x85", "\u2028"])
+def test_a_value_is_not_cut_where_only_unicode_sees_an_end_and_is_refused(mark: str, tmp_path: Path) -> None:
+    file = tmp_path / "secrets"
+    file.write_text(f"A=one{mark}B=two\n", "utf-8")
+    assert envfile.values_in(file) == {"A": f"one{mark}B=two"}
+    assert envfile.unfit(f"one{mark}B=two")
+    assert not envfile.unfit("p\u00e4ss wort#1")
+    assert "longer" in envfile.unfit("x" * 40_000)
+
+
+def test_a_line_without_a_sign_is_named_by_its_number(tmp_path: Path) -> None:
+    file = tmp_path / "secrets"
+    file.write_text("A=1\n\u00e4\x85b\nC=3\n", "utf-8")
+    with pytest.raises(NothingChangedError, match="line 2 is not"):
+        envfile.values_in(file)

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from myhealth_cli.deploy import lock, plan
+from myhealth_cli.deploy.errors import NothingChangedError
+from myhealth_cli.deploy.machines_api import MachinesApi
+from myhealth_cli.deploy.rollout import Rollout
+
+from .apps import STAGING, image
+from .standin import StandIn
+
+A = image("a")
+
+
+@asynccontextmanager
+async def machines_api(
+    folder: Path, *, behind_s: float = 0, notes: list[str] | None = None
+) -> AsyncGenerator[str]:
+    """Serve the Machines API of the stand-in's machine; `behind_s`: how far its clock is behind ours."""
+
+    async def lease(_request: web.Request) -> web.Response:
+        expires = int(time.time() - behind_s + 15)
+        return web.json_response({"data": {"nonce": "n", "expires_at": expires}}, status=201)
+
+    async def metadata(request: web.Request) -> web.Response:
+        key = request.match_info["key"]
+        [machine] = json.loads((folder / "machines").read_text("utf-8"))
+        kept: dict[str, Any] = machine["config"].setdefault("metadata", {})
+        if request.method == "POST":
+            kept[key] = (await request.json())["value"]
+            if notes is not None:
+                notes.append(kept[key])
+        else:
+            kept.pop(key, None)
+        (folder / "machines").write_text(json.dumps([machine]), "utf-8")
+        return web.Response(status=204)
+
+    async def ok(_request: web.Request) -> web.Response:
+        return web.json_response({})
+
+    site = web.Application()
+    one = "/v1/apps/{app}/machines/m1"
+    site.router.add_post(f"{one}/lease", lease)
+    site.router.add_delete(f"{one}/lease", ok)
+    site.router.add_route("*", one + "/metadata/{key}", metadata)
+    runner = web.AppRunner(site)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+def until(note: str) -> float:
+    return float(note.partition(" ")[2])
+
+
+async def test_a_lock_outlasts_the_step_it_guards(tmp_path: Path) -> None:
+    """A build may take half an hour: longer than a lock that was taken once."""
+    stand_in, notes = StandIn(tmp_path, A), list[str]()
+    async with (
+        machines_api(tmp_path, notes=notes) as url,
+        MachinesApi("token", url) as api,
+        lock.app_lock(api, stand_in.fly, STAGING.app, "us") as held,
+    ):
+        rollout = Rollout(stand_in.fly, folder=tmp_path, api=api, lock=held)
+        build = plan.BuildImage(STAGING.app, STAGING.config, "label")
+        steps = (build, plan.DeployImage(STAGING.app, STAGING.config, A))
+        assert (await rollout.run(plan.Plan(app=STAGING.app, steps=steps))).ok
+    assert [round(until(note) - time.time(), -2) for note in notes] == [1200, 2100, 1200]
+    [machine] = json.loads((tmp_path / "machines").read_text("utf-8"))
+    assert machine["config"]["metadata"] == {}, "and is given back"
+
+
+async def test_a_first_deploy_is_noted_as_soon_as_there_is_a_machine(tmp_path: Path) -> None:
+    stand_in, notes = StandIn(tmp_path, A), list[str]()
+    there = (tmp_path / "machines").read_text("utf-8")
+    (tmp_path / "machines").write_text("[]", "utf-8")
+    async with (
+        machines_api(tmp_path, notes=notes) as url,
+        MachinesApi("token", url) as api,
+        lock.app_lock(api, stand_in.fly, STAGING.app, "us") as held,
+    ):
+        await held.renew(0)
+        assert notes == []
+        (tmp_path / "machines").write_text(there, "utf-8")
+        await held.renew(0)
+        with pytest.raises(NothingChangedError, match="us is deploying"):
+            async with lock.app_lock(api, stand_in.fly, STAGING.app, "them"):
+                pass
+
+
+@pytest.mark.parametrize("behind_s", [3600, -3600])
+async def test_a_lock_ends_by_flys_clock_and_not_by_ours(behind_s: float, tmp_path: Path) -> None:
+    stand_in = StandIn(tmp_path, A)
+    [machine] = json.loads((tmp_path / "machines").read_text("utf-8"))
+
+    def noted(seconds: float) -> None:
+        note = f"them {time.time() - behind_s + seconds:.0f}"
+        machine["config"]["metadata"] = {lock.LOCK: note}
+        (tmp_path / "machines").write_text(json.dumps([machine]), "utf-8")
+
+    async with machines_api(tmp_path, behind_s=behind_s) as url, MachinesApi("token", url) as api:
+        noted(600)
+        with pytest.raises(NothingChangedError, match="them is deploying") as refused:
+            async with lock.app_lock(api, stand_in.fly, STAGING.app, "us"):
+                pass
+        assert abs(int(refused.value.hint.split()[-2]) - 600) <= 3
+        noted(-600)
+        async with lock.app_lock(api, stand_in.fly, STAGING.app, "us"):
+            pass

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from myhealth_cli.deploy import flyctl, plan
+from myhealth_cli.deploy.errors import FlyctlError
+from myhealth_cli.deploy.machines_api import MachinesApi
+from myhealth_cli.deploy.probe import Patiences
+from myhealth_cli.deploy.rollout import Rollout
+
+from .apps import STAGING, app, image, machine
+from .standin import StandIn, program
+
+A, B = image("a"), image("b")
+
+
+@asynccontextmanager
+async def answering(body: bytes, status: int = 200) -> AsyncGenerator[str]:
+    """Serve one answer to everything."""
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(body=body, status=status, content_type="application/json")
+
+    site = web.Application()
+    site.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(site)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_release_that_breaks_the_tool_itself_is_taken_back(tmp_path: Path) -> None:
+    stand_in = StandIn(tmp_path, B)
+    # It is ready, and what it says of itself is nested so deep that our reader gives up in its own way.
+    async with answering(b'{"a":' * 100_000) as url, MachinesApi("token", url) as api:
+        wanted = plan.deploy(STAGING, app(machine(1, A, good=(A,))), B, build=None, bake=0, url=url)
+        rollout = Rollout(stand_in.fly, folder=tmp_path, api=api, patiences=Patiences(ready_s=1))
+        outcome = await rollout.run(wanted)
+    assert not outcome.ok
+    assert "RecursionError" in outcome.error
+    deployed = [words[words.index("--image") + 1] for words in stand_in.heard("deploy")]
+    assert deployed == [B.ref, A.ref]
+
+
+async def test_secrets_that_flyctl_quotes_are_not_told(tmp_path: Path) -> None:
+    text = '#!/bin/sh\necho "Error: $(cat) is invalid" >&2\nexit 1\n'
+    rollout = Rollout(
+        flyctl.Flyctl(program(tmp_path, text), tmp_path), folder=tmp_path, secrets={"DATABASE_URL": "hunter2"}
+    )
+    steps = (plan.StageSecrets(STAGING.app, ("DATABASE_URL",)),)
+    outcome = await rollout.run(plan.Plan(app=STAGING.app, steps=steps))
+    assert "is invalid" in outcome.error
+    assert "hunter2" not in str(outcome)
+
+
+async def test_a_flyctl_that_does_not_listen_is_killed_with_what_it_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flyctl, "_END_S", 0.2)
+    deaf = f'trap "" TERM\nsleep 60 & echo $! >{tmp_path}/child\necho $$ >{tmp_path}/own\nwait\n'
+    with pytest.raises(FlyctlError, match="did not end within"):
+        await flyctl.Flyctl(program(tmp_path, "#!/bin/sh\n" + deaf), tmp_path).run("deploy", seconds=1)
+    for name in ("own", "child"):
+        process = Path("/proc") / (tmp_path / name).read_text("utf-8").strip() / "stat"
+        assert not process.exists() or ") Z " in process.read_text("utf-8"), name
+
+
+async def test_an_answer_that_is_none_of_the_machines_api_is_an_error_of_fly() -> None:
+    for body in (b"<html>log in to this network</html>", b"[]", b'{"data": null}', b'{"data": {"nonce": 1}}'):
+        async with answering(body) as url, MachinesApi("token", url) as api:
+            with pytest.raises(FlyctlError):
+                await api.lease("app", "m1")
+
+
+async def test_a_note_is_said_again_when_the_answer_was_lost() -> None:
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(status=204 if len(asked) == 3 else 503)
+
+    site = web.Application()
+    site.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(site)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        async with MachinesApi("token", f"http://127.0.0.1:{runner.addresses[0][1]}") as api:
+            await api.set_metadata("app", "m1", "myhealth_good", "[]")
+    finally:
+        await runner.cleanup()
+    assert len(asked) == 3
