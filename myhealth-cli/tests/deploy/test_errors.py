@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from myhealth_cli.deploy import envfile
+from myhealth_cli.deploy import envfile, load, probe
 from myhealth_cli.deploy.errors import NothingChangedError
 from myhealth_cli.deploy.lock import file_lock
 
@@ -77,9 +77,32 @@ def test_one_at_a_time_on_a_host(tmp_path: Path) -> None:
         pass
 
 
-def test_a_load_on_production_is_asked_for_twice() -> None:
-    ended = myhealth("load", "https://myhealth-agents.fly.dev", env=nothing())
-    refused(ended, "this is production", "--yes")
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("https://myhealth-agents.fly.dev", "this is production"),
+        ("https://MyHealth-Agents.fly.dev./", "this is production"),
+        ("https://coach.example.com", "none of our addresses"),
+        ("https://192.0.2.7", "none of our addresses"),
+    ],
+)
+def test_a_load_on_production_or_on_somebody_else_is_asked_for_twice(address: str, says: str) -> None:
+    bounds = load.Bounds(clients=1, turns=1, seconds=1)
+    with pytest.raises(NothingChangedError, match=says) as refused:
+        load.run(address, bounds, token="token", yes=False, as_json=False)
+    assert "--yes" in refused.value.hint
+
+
+def test_no_token_and_no_password_crosses_a_network_in_plain_text() -> None:
+    variables = dict.fromkeys(probe.CANARY, "x")
+    with pytest.raises(NothingChangedError, match=r"SUPABASE_URL http://auth\.example\.com is not https"):
+        probe.canary({**variables, "SUPABASE_URL": "http://auth.example.com"})
+    bounds = load.Bounds(clients=1, turns=1, seconds=1)
+    with pytest.raises(NothingChangedError, match="is not https"):
+        load.run("http://myhealth-agents-staging.fly.dev", bounds, token="t", yes=True, as_json=False)
+    refused(
+        myhealth("rollback", "--url", "http://myhealth-agents.fly.dev", env=nothing()), "--url", "https://"
+    )
 
 
 def test_a_load_on_nothing(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from myhealth_cli.deploy.state import KEPT, Image, noted
+from myhealth_cli.deploy.state import KEPT, Image, Machine, crashes, newest, noted
 
 from .apps import app, image, machine
 
@@ -48,3 +49,16 @@ def test_nobody_goes_back_to_what_was_fled_from(before: tuple[Image, ...], targe
     fled = before[0]
     after = noted(target, before, forget_newer=True, fled=fled)
     assert target == fled or fled not in after
+
+
+def test_a_crash_counts_by_flys_clock() -> None:
+    def seen(*times: int) -> Machine:
+        ended = {"exit_event": {"exit_code": 1}}
+        events = [{"type": "exit", "timestamp": time, "request": ended} for time in times]
+        return msgspec.convert({"id": "m1", "events": events}, Machine)
+
+    # Whatever the clock here says: what is there when the watch begins is old, what comes then is new.
+    assert newest(seen()) == 0
+    assert newest(seen(5, 7)) == 7
+    assert crashes(seen(5, 7), newest(seen(5, 7))) == []
+    assert crashes(seen(5, 7, 8), newest(seen(5, 7))) == ["exit code 1"]

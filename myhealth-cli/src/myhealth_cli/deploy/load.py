@@ -23,7 +23,7 @@ from myhealth_cli.deploy import report
 from myhealth_cli.deploy.environments import deployed
 from myhealth_cli.deploy.errors import GateError, NothingChangedError
 from myhealth_cli.deploy.ground import RECORDS
-from myhealth_cli.deploy.probe import Answer, Patiences, Probe, ask, canary, prepare
+from myhealth_cli.deploy.probe import LOOPBACK, Answer, Patiences, Probe, ask, canary, encrypted, prepare
 from myhealth_cli.errors import MyHealthError
 from myhealth_cli.tokens import TokenError, tokens_for
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 _QUESTION: Final = "This is a load test. Answer with one short sentence."
 _ANSWER_S: Final = 180.0
-_HERE: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 RESULTS: Final = "load.jsonl"
 
 
@@ -76,11 +75,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 def run(url: str, bounds: Bounds, *, token: str | None, yes: bool, as_json: bool) -> int:
     """Put the load on and print what was measured. Raises NothingChangedError."""
-    if urlsplit(url).hostname == urlsplit(deployed("production").url).hostname and not yes:
-        raise NothingChangedError(
-            "this is production: real users share it, and each turn costs money",
-            hint="use staging, or say --yes",
-        )
+    encrypted(url, "the address")
+    if not yes:
+        _ours(url)
     result = asyncio.run(measure(url, bounds, _tokens(url, token)))
     if RECORDS.parent.parent.joinpath("agent-backend").is_dir():
         _keep(result)
@@ -91,8 +88,23 @@ def run(url: str, bounds: Bounds, *, token: str | None, yes: bool, as_json: bool
     return 0 if result.answered + result.refused == result.turns and result.answered else 1
 
 
+def _ours(url: str) -> None:
+    """Raise NothingChangedError unless this is a server on this machine, or staging."""
+    host = urlsplit(url).hostname or ""
+    if host.rstrip(".") == urlsplit(deployed("production").url).hostname:
+        raise NothingChangedError(
+            "this is production: real users share it, and each turn costs money",
+            hint="use staging, or say --yes",
+        )
+    if host not in {*LOOPBACK, urlsplit(deployed("staging").url).hostname}:
+        raise NothingChangedError(
+            f"{host or url} is none of our addresses: it would get a user's token, and a load",
+            hint="correct it, or say --yes if it is yours",
+        )
+
+
 def _tokens(url: str, token: str | None) -> TokenSource:
-    local = urlsplit(url).hostname in _HERE
+    local = urlsplit(url).hostname in LOOPBACK
     if token or (local and "CANARY_EMAIL" not in os.environ):
         return tokens_for(url, token, "load")
     return canary(os.environ)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final, Self, TypeVar
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import aiohttp
@@ -29,6 +30,7 @@ _TO_MACHINE: Final = "fly-force-instance-id"
 _PAUSE_S: Final = 0.5
 _QUESTION: Final = "This is a check after a deploy. Answer with one short sentence."
 _BIRTH_YEAR: Final = 1980
+LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 CANARY: Final = ("SUPABASE_URL", "SUPABASE_PUBLISHABLE_KEY", "CANARY_EMAIL", "CANARY_PASSWORD")
 
 
@@ -58,6 +60,15 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     reconnects: int
 
 
+def encrypted(url: str, what: str) -> None:
+    """Raise NothingChangedError where a token or a password would cross a network in plain text."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" and parts.hostname not in LOOPBACK:
+        raise NothingChangedError(
+            f"{what} {url} is not https", hint="what is sent there is secret: say https://"
+        )
+
+
 def canary(env: Mapping[str, str]) -> TokenSource:
     """Return the canary user's session with Supabase Auth. Raises NothingChangedError: variables missing."""
     absent = [name for name in CANARY if not env.get(name, "").strip()]
@@ -67,6 +78,7 @@ def canary(env: Mapping[str, str]) -> TokenSource:
             hint="make one in Supabase (docs/runbooks/deploy.md) and set these variables",
         )
     url, key, email, password = (env[name].strip() for name in CANARY)
+    encrypted(url, "SUPABASE_URL")
     return SignedIn(Issuer(url.rstrip("/"), key), email, password=password, sign_up=False)
 
 

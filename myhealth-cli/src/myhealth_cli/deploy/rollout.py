@@ -271,11 +271,15 @@ class Rollout:
 
     async def _bake(self, step: plan.Bake) -> str:
         """Look every few seconds. A machine that has gone to sleep by itself is left alone."""
-        since, ends = state.now(), time.monotonic() + step.seconds
+        ends = time.monotonic() + step.seconds
+        known: dict[str, int] | None = None
         async with Probe(step.url, self._patiences) as probe:
             while (left := ends - time.monotonic()) > 0:
-                for each in await state.machines(self._fly, step.app):
-                    if crashed := state.crashes(each, since):
+                found = await state.machines(self._fly, step.app)
+                if known is None:
+                    known = {each.id: state.newest(each) for each in found}
+                for each in found:
+                    if crashed := state.crashes(each, known.get(each.id, 0)):
                         raise GateError(f"machine {each.id} crashed: {', '.join(crashed)}")
                     if each.state == "failed":
                         raise GateError(f"machine {each.id} has failed")

@@ -5,7 +5,6 @@ Nothing of a deploy is kept in memory or in files: after a kill the next run rea
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -240,9 +239,14 @@ async def read(fly: Flyctl, name: str) -> App:
     )
 
 
-def crashes(machine: Machine, since: float) -> list[str]:
-    """Return what crashed on a machine since a time (seconds since 1970)."""
-    return [each.crash for each in machine.events if each.timestamp >= since * 1000 and each.crash]
+def newest(machine: Machine) -> int:
+    """Return the time of a machine's newest event, in milliseconds by Fly's clock; 0: it has none."""
+    return max((each.timestamp for each in machine.events), default=0)
+
+
+def crashes(machine: Machine, after: int) -> list[str]:
+    """Return what crashed on a machine after an event of Fly's (`newest`): our clock may be another."""
+    return [each.crash for each in machine.events if each.timestamp > after and each.crash]
 
 
 def noted(
@@ -261,8 +265,3 @@ def noted(
 
 def _place(image: Image, among: Sequence[Image]) -> int | None:
     return next((place for place, each in enumerate(among) if each.same(image)), None)
-
-
-def now() -> float:
-    """Return the wall clock: what Fly's events are compared with."""
-    return time.time()

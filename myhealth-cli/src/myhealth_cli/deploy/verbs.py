@@ -16,7 +16,7 @@ from myhealth_cli.deploy.errors import FlyctlError, GateError, NothingChangedErr
 from myhealth_cli.deploy.ground import Ground, app_of, commit, stand
 from myhealth_cli.deploy.lock import app_lock, file_lock, holder
 from myhealth_cli.deploy.machines_api import MachinesApi, token
-from myhealth_cli.deploy.probe import Patiences, Probe, canary
+from myhealth_cli.deploy.probe import Patiences, Probe, canary, encrypted
 from myhealth_cli.deploy.registry import pinned
 from myhealth_cli.deploy.rollout import Rollout
 from myhealth_cli.deploy.state import Image
@@ -148,6 +148,7 @@ async def _gated(
 ) -> int:
     """Plan under the app's lock, from what is there then, and execute."""
     url = options.url or environment.url
+    encrypted(url, "--url")
     ground = await stand()
     if options.dry_run:
         report.show_plan(
