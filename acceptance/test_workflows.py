@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".github" / "workflows"
 NAMES = ("ci", "deploy-agents", "rollback")
 SCRIPTS = ROOT / "scripts"
+PROMOTE = '.venv/bin/myhealth promote --image "$IMAGE" --json'
 VERBS = {"deploy", "promote", "rollback", "status", "doctor", "setup"}
 
 Json = dict[str, Any]
@@ -128,13 +129,22 @@ def test_a_deploy_is_tested_built_once_and_goes_through_staging() -> None:
         "production",
     }
     changing = [command for _, command in runs("deploy-agents") if "/myhealth " in command]
-    assert changing == [".venv/bin/myhealth deploy staging --json", ".venv/bin/myhealth promote --json"]
+    assert changing == [".venv/bin/myhealth deploy staging --json", PROMOTE]
+
+
+def test_production_gets_the_digest_that_this_run_has_built() -> None:
+    """Staging's token can write on staging's machines what they are; it cannot write the outputs of a run."""
+    staging, production = jobs("deploy-agents")["staging"], jobs("deploy-agents")["production"]
+    [deploy] = [step for step in staging["steps"] if "myhealth deploy" in step.get("run", "")]
+    assert staging["outputs"] == {"image": f"${{{{ steps.{deploy['id']}.outputs.image }}}}"}
+    [promote] = [step for step in production["steps"] if step.get("run") == PROMOTE]
+    assert promote["env"]["IMAGE"] == "${{ needs.staging.outputs.image }}"
 
 
 def test_production_is_tried_on_the_new_schema_before_it_gets_the_release() -> None:
     commands = [command for job, command in runs("deploy-agents") if job == "production"]
     skew = ".venv/bin/python scripts/version_skew.py --running production"
-    assert commands.index(skew) < commands.index(".venv/bin/myhealth promote --json")
+    assert commands.index(skew) < commands.index(PROMOTE)
     checkout = jobs("deploy-agents")["production"]["steps"][0]
     assert checkout["with"]["fetch-depth"] == 0, "the running release is another commit"
 

@@ -143,6 +143,16 @@ def test_promotion_refuses_what_is_not_proven_on_staging(staging: App, says: str
         plan.promote(staging, PRODUCTION, app(name=PRODUCTION.app), bake=60, url=URL)
 
 
+def test_promotion_takes_what_was_built_and_nothing_that_has_its_name() -> None:
+    found = app(machine(1, Image(B.ref, A.release), good=(Image(B.ref, A.release),)))
+    there = app(name=PRODUCTION.app)
+    with pytest.raises(NothingChangedError, match="not registry"):
+        plan.promote(found, PRODUCTION, there, bake=60, url=URL, expected=A.ref)
+    with pytest.raises(NothingChangedError, match=r"runs .*, not $"):
+        plan.promote(found, PRODUCTION, there, bake=60, url=URL, expected="")
+    assert plan.promote(found, PRODUCTION, there, bake=60, url=URL, expected=f"x@{B.ref.partition('@')[2]}")
+
+
 def test_rollback_goes_to_what_was_proven_before() -> None:
     found = app(machine(1, B, good=(B, A)), name=PRODUCTION.app)
     assert short(plan.rollback(PRODUCTION, found, None, bake=30, url=URL)) == snapshot(

@@ -43,6 +43,7 @@ def fly(tmp_path: Path) -> Generator[Stage]:
         scripts.mkdir()
         shutil.copy(ROOT / "scripts/staging_runs.py", scripts)
         (made.checkout / ".gitignore").write_text(".local/\n", "utf-8")
+        made.env["GITHUB_OUTPUT"] = str(tmp_path / "output")
         git(made, "init", "--quiet", "--initial-branch=main")
         yield made
 
@@ -63,7 +64,10 @@ def commit(made: Stage, name: str) -> str:
 
 
 def do(made: Stage, command: str, *more: str) -> Ended:
-    """Run a step's command as a runner does, in the checkout."""
+    """Run a step's command as a runner does, in the checkout; $IMAGE is the newest that was handed on."""
+    if "$IMAGE" in command:
+        handed_on = Path(made.env["GITHUB_OUTPUT"]).read_text("utf-8").splitlines()
+        command = command.replace("$IMAGE", handed_on[-1].removeprefix("image="))
     match shlex.split(command):
         case [".venv/bin/myhealth", *words]:
             return made.run(*words, *more)
@@ -106,6 +110,9 @@ def test_the_steps_take_a_commit_to_production_and_a_second_one_back(fly: Stage)
     for each in (*staging, *production):
         succeed(fly, each, first)
     assert fly.release("production") == fly.release() == first
+    output = Path(fly.env["GITHUB_OUTPUT"])
+    built = output.read_text("utf-8")
+    assert "@sha256:" in built
     second = commit(fly, "second")
     succeed(fly, staging[0], second)
     # Somebody says yes to the first commit only now, when staging runs the second.
@@ -113,6 +120,11 @@ def test_the_steps_take_a_commit_to_production_and_a_second_one_back(fly: Stage)
     late = do(fly, production[0])
     assert late.code == 1
     assert f"staging runs {second}, not {first}" in late.out
+    # Nor does it get further where somebody with staging's token has given the second one the first's name.
+    output.write_text(built.splitlines()[0] + "\n", "utf-8")
+    other = do(fly, production[1], *local(fly, production[1], first))
+    assert other.code == 2, other
+    assert f"runs {fly.machines()[0].image_ref.exact}" in other.err
     [back] = steps("rollback", "rollback")
     succeed(fly, back.replace('${NUMBER:+"$NUMBER"} ', "").replace('"$ENVIRONMENT"', "staging"), "")
     assert fly.release("production") == fly.release() == first

@@ -144,6 +144,9 @@ def deploy(
 def promote(
     *,
     url: _Url = None,
+    image: Annotated[
+        str | None, typer.Option(help="Only if staging runs this one: what its deploy has said, by digest.")
+    ] = None,
     staging_url: Annotated[str | None, typer.Option(help="Probe staging at this address.")] = None,
     bake: _Bake = 120.0,
     first_word: _FirstWord = 20.0,
@@ -161,7 +164,7 @@ def promote(
 
     def go() -> int:
         options = _options(url, bake, first_word, ready, ha=ha, smoke=smoke, dry_run=dry_run, json=json)
-        return verbs.promote(options, staging_url=staging_url)
+        return verbs.promote(options, staging_url=staging_url, image=image)
 
     _end(go, json=json)
 

@@ -83,7 +83,7 @@ class Held:
         Between two flyctls, never beside one: those carry the notes over as they were.
         """
         until = time.time() + self._ahead_s + max(LOCK_S, seconds + _MORE_S)
-        with suppress(FlyctlError):
+        with suppress(FlyctlError, OSError):
             if found := await state.machines(self._fly, self._app):
                 await self._api.set_metadata(self._app, found[0].id, LOCK, f"{self._who} {until:.0f}")
 

@@ -194,9 +194,12 @@ def promote(
     url: str,
     ha: bool = True,
     smoke: bool = True,
+    expected: str | None = None,
 ) -> Plan:
     """Plan to put the very image of staging on production: by digest, never built again.
 
+    `expected`: what the caller saw built and proven, with its digest. What staging says of itself (a
+    release's name, a note) can be written by whoever has staging's token; a digest belongs to one image.
     Raises NothingChangedError: staging does not run one proven image everywhere, and as `deploy`.
     """
     if not staging.machines:
@@ -209,6 +212,11 @@ def promote(
     if "@" not in image.ref:
         raise NothingChangedError(
             f"{staging.name}: Fly names no digest of its image", hint="myhealth deploy staging"
+        )
+    if expected is not None and image.ref.partition("@")[2] != expected.partition("@")[2]:
+        raise NothingChangedError(
+            f"{staging.name} runs {image}, not {expected}",
+            hint="repeat the run that builds, and say yes to it",
         )
     if not any(each.same(image) for each in staging.good[:1]):
         raise NothingChangedError(

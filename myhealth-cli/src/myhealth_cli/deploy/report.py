@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -16,7 +17,7 @@ _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066
 """C0, DEL, C1, and what turns the direction of writing."""
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
     from myhealth_cli.deploy.plan import Plan, Step
     from myhealth_cli.deploy.rollout import Done, Outcome
@@ -114,6 +115,13 @@ def show_json(document: Any) -> None:
 
 def _escaped(found: re.Match[str]) -> str:
     return f"\\u{ord(found[0]):04x}"
+
+
+def hand_on(outcome: Outcome, env: Mapping[str, str]) -> None:
+    """Tell a workflow's later jobs which image was proven: `image` in the file GITHUB_OUTPUT names."""
+    if (file := env.get("GITHUB_OUTPUT")) and outcome.image and plain(outcome.image) == outcome.image:
+        with Path(file).open("a", encoding="utf-8") as output:
+            output.write(f"image={outcome.image}\n")
 
 
 def record(folder: Path, verb: str, outcome: Outcome) -> None:

@@ -53,6 +53,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
     seconds_to_safe: float | None = None
     """From the failure to the moment the way back was proven."""
+    image: str = ""
+    """What was proven, by its digest; empty unless `ok`."""
     left: str = ""
     """What state things are in, in words."""
 
@@ -109,7 +111,8 @@ class Rollout:
             error=error,
         )
         if not error:
-            return outcome
+            proven = [each.detail for each in self._done if isinstance(each.step, plan.NoteGood)]
+            return msgspec.structs.replace(outcome, image="".join(proven[-1:]))
         deployed = any(isinstance(each.step, plan.DeployImage) for each in self._done)
         unproven = any(isinstance(each.step, plan.WakeMachines) for each in self._done)
         if wanted.recovery and (deployed or unproven):
@@ -155,11 +158,11 @@ class Rollout:
     async def _all(self, steps: tuple[Step, ...], *, recovery: bool = False) -> str:
         """Do steps until one fails; return what failed, or nothing."""
         for step in steps:
+            if self._lock is not None and (bound := _bound(step)):
+                await self._lock.renew(bound)
             self._told(step, None)
             began, detail, failed = time.monotonic(), "", ""
             try:
-                if self._lock is not None and (bound := _bound(step)):
-                    await self._lock.renew(bound)
                 detail = await self._do(step)
             except (GateError, FlyctlError) as error:
                 failed = str(error)

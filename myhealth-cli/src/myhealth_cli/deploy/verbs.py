@@ -114,14 +114,21 @@ def deploy(name: str, options: Options, *, image: str | None, release: str | Non
     return asyncio.run(_gated("deploy", environment, options, planned))
 
 
-def promote(options: Options, *, staging_url: str | None) -> int:
-    """Put the image that staging runs on production."""
+def promote(options: Options, *, staging_url: str | None, image: str | None = None) -> int:
+    """Put the image that staging runs on production; `image`: only if it is this one."""
     environment, source = deployed("production"), deployed("staging")
 
     async def planned(ground: Ground, app: App, url: str) -> Plan:
         staging = await app_of(ground, source)
         wanted = plan.promote(
-            staging, environment, app, bake=options.bake_s, url=url, ha=options.ha, smoke=options.smoke
+            staging,
+            environment,
+            app,
+            bake=options.bake_s,
+            url=url,
+            ha=options.ha,
+            smoke=options.smoke,
+            expected=image,
         )
         if not options.dry_run:
             await _green(staging, staging_url or source.url, options.patiences)
@@ -195,6 +202,7 @@ async def _execute(
     )
     outcome = await rollout.run(wanted)
     report.show_outcome(outcome, as_json=options.as_json)
+    report.hand_on(outcome, os.environ)
     with suppress(OSError):  # a full disk here says nothing of the app there
         report.record(ground.records, verb, outcome)
     return DONE if outcome.ok else FAILED
