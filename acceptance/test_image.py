@@ -118,6 +118,47 @@ def test_it_holds_the_server_and_nothing_else(image: str) -> None:
     assert found[1] == "[]"
 
 
+_LOOSE = """
+import os, stat
+for folder, folders, files in os.walk("/"):
+    if folder in ("/proc", "/sys", "/dev"):
+        folders[:] = []
+        continue
+    for path in (os.path.join(folder, each) for each in folders + files):
+        found = os.lstat(path)
+        privileged = stat.S_ISREG(found.st_mode) and found.st_mode & 0o6000
+        ours = found.st_uid == 10001 or found.st_gid == 10001
+        # A folder for everybody's own files (sticky) is no way to change another's.
+        open_to_all = found.st_mode & 0o002 and not stat.S_ISLNK(found.st_mode) and not found.st_mode & 0o1000
+        if privileged or ours or open_to_all:
+            print(path)
+"""
+
+
+def test_nothing_in_it_can_be_changed_or_makes_root(image: str) -> None:
+    """Also on a host that does not run it read-only and without new privileges, as Fly's."""
+    assert _inside(image, "python", "-c", _LOOSE) == ""
+
+
+def test_a_secret_that_lies_beside_the_sources_does_not_come_along(tmp_path: Path) -> None:
+    if shutil.which("buildah") is None or os.geteuid() != 0:
+        pytest.skip("buildah is not installed, or this is not root (.ci/run installs it)")
+    context, out = tmp_path / "context", tmp_path / "out"
+    planted = [f"agent-backend/src/agent_backend/{name}" for name in (".env", ".env.staging", "staging.env")]
+    planted += ["agent-backend/agents/fly.env", "agent-backend/migrations/ca.key", ".env", "secrets.txt"]
+    wanted = ["agent-backend/src/agent_backend/cli.py", "agent-backend/migrations/1.sql", "uv.lock"]
+    for each in (*planted, *wanted):
+        (context / each).parent.mkdir(parents=True, exist_ok=True)
+        (context / each).write_text("x", "utf-8")
+    file = tmp_path / "Dockerfile"
+    file.write_text("FROM scratch\nCOPY . /\n", "utf-8")
+    _run(
+        *("buildah", "bud", "--quiet", "--isolation=chroot", "--pull=never", f"--file={file}"),
+        *(f"--ignorefile={ROOT / '.dockerignore'}", f"--output=type=local,dest={out}", str(context)),
+    )
+    assert sorted(str(each.relative_to(out)) for each in out.rglob("*") if each.is_file()) == sorted(wanted)
+
+
 @contextmanager
 def _container(image: str, site: Site, keys: Path, port: int, metrics: int) -> Generator[str]:
     """Run the server in a container of 512 MB on the host's network; yield its name."""
