@@ -123,6 +123,14 @@ class Stage:
             [self._program, *words], env=self.env, check=True, capture_output=True, text=True
         ).stdout
 
+    def deploy_token(self, *environments: str) -> str:
+        """Make what docs/design/ci.md says FLY_API_TOKEN is: deploy tokens, joined by commas, one scheme."""
+        made = [
+            self.flyctl("tokens", "create", "deploy", "--app", deployed(each).app, "--expiry", "720h")
+            for each in environments
+        ]
+        return "FlyV1 " + ",".join(each.strip().removeprefix("FlyV1 ") for each in made)
+
     def image(self, name: str, environment: str = "staging", **env: str) -> str:
         """Let a name stand for the real server with some variables; return the reference."""
         command = f"{sys.executable} -m agent_backend serve"

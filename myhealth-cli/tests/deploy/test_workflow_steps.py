@@ -1,6 +1,7 @@
 """The steps of deploy-agents.yml and rollback.yml, in their order, with the real flyctl at the local Fly.
 
 What a runner has and this has not is given: an image by its name instead of a build, and the local addresses.
+Each job has its environment's FLY_API_TOKEN: deploy tokens, which see no other app.
 """
 
 from __future__ import annotations
@@ -101,23 +102,26 @@ def local(made: Stage, command: str, release: str) -> tuple[str, ...]:
 @pytest.mark.timeout(300)
 def test_the_steps_take_a_commit_to_production_and_a_second_one_back(fly: Stage) -> None:
     staging, production = steps("deploy-agents", "staging"), steps("deploy-agents", "production")
+    to_staging = token(fly, "staging")
+    to_production = token(fly, "production", "staging")
     assert [shlex.split(each)[:2] for each in (*staging, *production)] == [
         [".venv/bin/myhealth", "deploy"],
         [".venv/bin/python", "scripts/staging_runs.py"],
         [".venv/bin/myhealth", "promote"],
     ]
     first = commit(fly, "first")
-    for each in (*staging, *production):
-        succeed(fly, each, first)
+    succeed(to_staging, staging[0], first)
+    for each in production:
+        succeed(to_production, each, first)
     assert fly.release("production") == fly.release() == first
     output = Path(fly.env["GITHUB_OUTPUT"])
     built = output.read_text("utf-8")
     assert "@sha256:" in built
     second = commit(fly, "second")
-    succeed(fly, staging[0], second)
+    succeed(to_staging, staging[0], second)
     # Somebody says yes to the first commit only now, when staging runs the second.
     git(fly, "checkout", "--quiet", first)
-    late = do(fly, production[0])
+    late = do(to_production, production[0])
     assert late.code == 1
     assert f"staging runs {second}, not {first}" in late.out
     # Nor does it get further where somebody with staging's token has given the second one the first's name.
@@ -126,8 +130,13 @@ def test_the_steps_take_a_commit_to_production_and_a_second_one_back(fly: Stage)
     assert other.code == 2, other
     assert f"runs {fly.machines()[0].image_ref.exact}" in other.err
     [back] = steps("rollback", "rollback")
-    succeed(fly, back.replace('${NUMBER:+"$NUMBER"} ', "").replace('"$ENVIRONMENT"', "staging"), "")
+    succeed(to_staging, back.replace('${NUMBER:+"$NUMBER"} ', "").replace('"$ENVIRONMENT"', "staging"), "")
     assert fly.release("production") == fly.release() == first
+
+
+def token(made: Stage, *environments: str) -> Stage:
+    """Return the stage as a job sees it that has these environments' deploy tokens."""
+    return made.without("FLY_API_TOKEN", FLY_API_TOKEN=made.deploy_token(*environments))
 
 
 def succeed(made: Stage, command: str, release: str) -> None:

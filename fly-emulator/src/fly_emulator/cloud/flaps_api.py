@@ -12,6 +12,7 @@ from aiohttp import web
 
 from fly_emulator.clock import timestamp
 from fly_emulator.cloud import addresses
+from fly_emulator.cloud.access import everything
 from fly_emulator.cloud.api_context import CLOUD, app_of
 from fly_emulator.cloud.records import Certificate, Secret
 from fly_emulator.cloud.running import App
@@ -40,12 +41,14 @@ def _shown(request: web.Request, app: App) -> dict[str, Any]:
 
 
 async def _list(request: web.Request) -> web.Response:
+    everything(request)
     slug = request.query.get("org_slug")
     apps = [app for app in request.app[CLOUD].apps.values() if slug in (None, app.record.organization)]
     return reply({"total_apps": len(apps), "apps": [_shown(request, app) for app in apps]})
 
 
 async def _create(request: web.Request) -> web.Response:
+    everything(request)
     document = await body(request)
     name = document.get("app_name") or document.get("name")
     if not isinstance(name, str) or not name:
@@ -61,6 +64,7 @@ async def _get(request: web.Request) -> web.Response:
 
 
 async def _delete(request: web.Request) -> web.Response:
+    everything(request)
     await request.app[CLOUD].destroy(request.match_info["app"])
     return web.Response(status=202)
 

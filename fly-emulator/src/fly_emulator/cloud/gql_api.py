@@ -14,6 +14,7 @@ from aiohttp import web
 from graphql import ExecutionResult, GraphQLError, GraphQLSchema, build_schema, graphql
 
 from fly_emulator.cloud import addresses, gql_objects
+from fly_emulator.cloud.access import scope
 from fly_emulator.cloud.api_context import CLOUD
 from fly_emulator.cloud.gql_objects import Fields, connection
 from fly_emulator.cloud.gql_schema import SCHEMA
@@ -28,18 +29,33 @@ def _refused(message: str, code: str) -> GraphQLError:
     return GraphQLError(message, extensions={"code": code})
 
 
-def _find(cloud: Cloud, name: str) -> App:
+def _find(cloud: Cloud, name: str, apps: frozenset[str] | None = None) -> App:
+    """Find an app; one outside of `apps` is not there."""
     try:
+        if apps is not None and name not in apps:
+            raise StateError("unauthorized", status=403)
         return cloud.app(name)
     except StateError as error:
         raise _refused(f'Could not find App "{name}"', "NOT_FOUND") from error
 
 
-class Queries:
-    """The fields of `Query`."""
+_FOR_DEPLOY_TOKENS: Final = frozenset(
+    {"app", "canPerformBluegreenDeployment", "latestImageDetails", "nearestRegion", "platform", "viewer"}
+    | {"allocateIpAddress", "releaseIpAddress"}
+)
+"""The fields that a deploy token may ask for."""
 
-    def __init__(self, cloud: Cloud) -> None:
+
+def _unauthorized(_info: object, **_: object) -> Any:
+    raise _refused("Not authorized to access this", "UNAUTHORIZED")
+
+
+class Queries:
+    """The fields of `Query`. `apps`: those the caller may see; None: all."""
+
+    def __init__(self, cloud: Cloud, apps: frozenset[str] | None) -> None:
         self._cloud = cloud
+        self._seen = apps
 
     def fields(self) -> Fields:
         """Return a resolver for each."""
@@ -53,11 +69,11 @@ class Queries:
             "organization": self._organization,
             "organizations": self._organizations,
             "platform": self._platform,
-            "viewer": gql_objects.user(),
+            "viewer": gql_objects.user() if self._seen is None else gql_objects.deploy_token(),
         }
 
     def _app(self, _info: object, name: str = "", **_: object) -> Fields:
-        return gql_objects.app(self._cloud, _find(self._cloud, name))
+        return gql_objects.app(self._cloud, _find(self._cloud, name, self._seen), self._seen)
 
     def _apps(self, _info: object, organizationId: str | None = None, **_: object) -> Fields:  # noqa: N803 - theirs
         wanted = None if organizationId is None else self._slug(organizationId)
@@ -74,7 +90,7 @@ class Queries:
         return name not in self._cloud.apps
 
     def _may_bluegreen(self, _info: object, name: str) -> bool:
-        _find(self._cloud, name)
+        _find(self._cloud, name, self._seen)
         return True
 
     def _latest_image(self, _info: object, image: str, **_: object) -> Fields:
@@ -97,10 +113,11 @@ class Queries:
 
 
 class Mutations:
-    """The fields of `Mutation`."""
+    """The fields of `Mutation`. `apps`: those the caller may change; None: all."""
 
-    def __init__(self, cloud: Cloud) -> None:
+    def __init__(self, cloud: Cloud, apps: frozenset[str] | None) -> None:
         self._cloud = cloud
+        self._mine = apps
 
     def fields(self) -> Fields:
         """Return a resolver for each."""
@@ -114,21 +131,26 @@ class Mutations:
         }
 
     def _allocate(self, _info: object, input: Fields) -> Fields:  # noqa: A002 - the schema's name
-        app = _find(self._cloud, input["appId"])
+        app = _find(self._cloud, input["appId"], self._mine)
         made = self._cloud.assign(app, input["type"], input.get("region") or "")
         return {"app": gql_objects.app(self._cloud, app), "ipAddress": gql_objects.address(made)}
 
     def _release(self, _info: object, input: Fields) -> Fields:  # noqa: A002 - the schema's name
-        app = _find(self._cloud, input.get("appId") or "")
+        app = _find(self._cloud, input.get("appId") or "", self._mine)
         addresses.release(app.record, input.get("ip") or "")
         self._cloud.changed(app)
         return {"app": gql_objects.app(self._cloud, app)}
 
     def _token(self, _info: object, input: Fields) -> Fields:  # noqa: A002 - the schema's name
-        raise _refused(
-            f"createLimitedAccessToken: the emulator has one token, no {input['profile']} tokens",
-            "UNAVAILABLE",
-        )
+        if input["profile"] != "deploy":
+            raise _refused(
+                f"createLimitedAccessToken: the emulator makes deploy tokens, no {input['profile']} tokens",
+                "UNAVAILABLE",
+            )
+        app = _find(self._cloud, (input.get("profileParams") or {}).get("app_id") or "")
+        token = self._cloud.tokens.make(app.record.name)
+        made = {"id": token[-8:], "name": input["name"], "token": token, "tokenHeader": f"FlyV1 {token}"}
+        return {"limitedAccessToken": {**made, "user": gql_objects.user()}}
 
     def _create_organization(self, _info: object, input: Fields) -> Fields:  # noqa: A002 - the schema's name
         return {"organization": gql_objects.organization(self._cloud.add_organization(input["name"]))}
@@ -156,11 +178,14 @@ async def _answer(request: web.Request) -> web.Response:
     query = document.get("query")
     if not isinstance(query, str):
         raise StateError("invalid_argument: query is required", status=400)
-    cloud = request.app[CLOUD]
+    cloud, apps = request.app[CLOUD], scope(request)
+    fields = {**Queries(cloud, apps).fields(), **Mutations(cloud, apps).fields()}
+    if apps is not None:
+        fields |= dict.fromkeys(fields.keys() - _FOR_DEPLOY_TOKENS, _unauthorized)
     result = await graphql(
         _schema(),
         query,
-        root_value={**Queries(cloud).fields(), **Mutations(cloud).fields()},
+        root_value=fields,
         variable_values=document.get("variables") or {},
         operation_name=document.get("operationName") or None,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from fly_emulator.cloud.access import repository
 from fly_emulator.cloud.images import SIZE
 from fly_emulator.cloud.records import USER, Address, Organization, Release
 from fly_emulator.cloud.running import App, Cloud
@@ -32,6 +33,11 @@ def connection(nodes: list[Fields]) -> Fields:
 def user() -> Fields:
     """Write whoever holds the token."""
     return {"__typename": "User", **USER, "enablePaidHobby": False}
+
+
+def deploy_token() -> Fields:
+    """Write who holds only a deploy token: no user."""
+    return {"__typename": "Macaroon", "email": "deploy-token@localhost"}
 
 
 def organization(each: Organization) -> Fields:
@@ -87,8 +93,8 @@ def address(each: Address) -> Fields:
     }
 
 
-def app(cloud: Cloud, each: App) -> Fields:
-    """Write an app."""
+def app(cloud: Cloud, each: App, apps: frozenset[str] | None = None) -> Fields:
+    """Write an app. `apps`: those of which images may be resolved; None: all."""
     record = each.record
     shared = next((one.ip for one in record.addresses if one.type == "shared_v4"), None)
     own = [one for one in record.addresses if one.type != "shared_v4"]
@@ -114,7 +120,7 @@ def app(cloud: Cloud, each: App) -> Fields:
         "ipAddresses": _later(lambda: connection([address(one) for one in own])),
         "sharedIpAddress": shared,
         "egressIpAddresses": connection([]),
-        "image": _image(cloud),
+        "image": _image(cloud, apps),
         "imageDetails": _later(lambda: _image_version(each)),
         "machines": _later(lambda: connection([machine(cloud, each, one) for one in each.fleet.machines()])),
         "hostIssues": connection([]),
@@ -137,9 +143,10 @@ def _releases(each: App) -> Callable[..., Fields]:
     return resolve
 
 
-def _image(cloud: Cloud) -> Callable[..., Fields | None]:
+def _image(cloud: Cloud, apps: frozenset[str] | None) -> Callable[..., Fields | None]:
     def resolve(_info: object, ref: str) -> Fields | None:
-        found = cloud.images.find(ref)
+        owner = repository(ref)
+        found = cloud.images.find(ref) if apps is None or owner in {"", *apps} else None
         if found is None:
             return None
         return {

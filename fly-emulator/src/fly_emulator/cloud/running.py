@@ -14,6 +14,7 @@ import msgspec
 
 from fly_emulator.clock import timestamp
 from fly_emulator.cloud import addresses
+from fly_emulator.cloud.access import DeployTokens
 from fly_emulator.cloud.images import Images
 from fly_emulator.cloud.logs import AppLog
 from fly_emulator.cloud.records import Address, AppRecord, Organization, Release
@@ -89,6 +90,7 @@ class Cloud:
         self.directory = directory
         self.settings = settings
         self.images = Images(directory)
+        self.tokens = DeployTokens()
         self.store = Store(directory)
         self.apps: dict[str, App] = {}
         self.fleets: dict[str, Fleet] = {}

@@ -10,6 +10,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from fly_emulator.cloud import logs, releases
+from fly_emulator.cloud.access import everything, only
 from fly_emulator.cloud.api_context import CLOUD, app_of
 from fly_emulator.cloud.records import Organization, Release
 from fly_emulator.cloud.running import App
@@ -37,6 +38,7 @@ def organization(each: Organization) -> dict[str, Any]:
 
 
 async def _organizations(request: web.Request) -> web.Response:
+    everything(request)
     found = request.app[CLOUD].store.state.organizations
     return reply({"organizations": [organization(each) for each in found]})
 
@@ -62,6 +64,7 @@ async def _current(request: web.Request) -> web.Response:
 
 
 async def _all_current(request: web.Request) -> web.Response:
+    everything(request)
     apps = request.app[CLOUD].apps
     return reply({name: app.current.created_at for name, app in apps.items() if app.current is not None})
 
@@ -69,6 +72,7 @@ async def _all_current(request: web.Request) -> web.Response:
 async def _create(request: web.Request) -> web.Response:
     cloud, document = request.app[CLOUD], await body(request)
     app = cloud.app(str(document.get("app_name") or ""))
+    only(request, app.record.name)
     image = document.get("image") or ""
     if not image and app.current is not None:
         image = app.current.image_ref
@@ -95,6 +99,7 @@ def _find(request: web.Request) -> tuple[App, Release]:
     for app in request.app[CLOUD].apps.values():
         for release in app.record.releases:
             if release.id == wanted:
+                only(request, app.record.name)
                 return app, release
     raise StateError(f"not_found: release not found: {wanted}", status=404)
 

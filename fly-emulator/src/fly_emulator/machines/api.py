@@ -18,7 +18,7 @@ from aiohttp import web
 
 from fly_emulator.errors import EmulatorError, StateError
 from fly_emulator.machines import api_machines
-from fly_emulator.machines.api_context import API, Api, Maker, body, reply
+from fly_emulator.machines.api_context import API, APPS, Api, Maker, Scopes, body, reply
 from fly_emulator.machines.fleet import Fleet
 from fly_emulator.machines.lease import LeaseHeld
 from fly_emulator.machines.limits import RateLimits
@@ -43,14 +43,17 @@ def create_api(
     make: Maker | None = None,
     trusted: bool = False,
     apps: Iterable[web.AbstractRouteDef] | None = None,
+    scopes: Scopes | None = None,
 ) -> web.Application:
     """Build the application. `fleets` are the apps by name; what `make` makes is added to them.
 
     `trusted` asks for no token: a machine's own socket. `apps` replaces the routes of `/v1/apps` itself.
+    `scopes` knows tokens that are good for some apps only.
     """
     chosen = settings or ApiSettings()
     app = web.Application(middlewares=[_errors, _only_from_here, _authenticate, _limit])
     app[API] = Api(fleets=fleets, make=make, trusted=trusted, token=chosen.token)
+    app[API].scopes = scopes
     app[API].limits = RateLimits() if chosen.rate_limits else None
     app.add_routes(_APPS if apps is None else apps)
     app.add_routes(api_machines.ROUTES)
@@ -96,9 +99,22 @@ async def _authenticate(request: web.Request, handler: Handler) -> web.StreamRes
     if not api.trusted:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         given = token.strip() if scheme.lower() in ("bearer", "flyv1") else ""
-        if not given or (api.token is not None and not hmac.compare_digest(given, api.token)):
-            raise StateError("unauthenticated: invalid or missing token", status=401)
+        request[APPS] = _apps_of(api, [each.strip() for each in given.split(",") if each.strip()])
+        name = request.match_info.get("app")
+        if request[APPS] is not None and name is not None and name not in request[APPS]:
+            raise StateError("unauthorized", status=403)
     return await handler(request)
+
+
+def _apps_of(api: Api, given: list[str]) -> frozenset[str] | None:
+    """Return the apps that tokens are good for; None: all. Raises StateError (401): for none."""
+    if given and api.token is None:
+        return None
+    if any(hmac.compare_digest(each, api.token or "") for each in given):
+        return None
+    if apps := api.scopes(given) if api.scopes is not None else None:
+        return apps
+    raise StateError("unauthenticated: invalid or missing token", status=401)
 
 
 @web.middleware

@@ -16,6 +16,10 @@ from fly_emulator.machines.machine import Machine
 Maker: TypeAlias = Callable[[str], Awaitable[Fleet]]
 """Makes the fleet of a new app."""
 NONCE: Final = "fly-machine-lease-nonce"
+APPS: Final = "fly-emulator-apps"
+"""Of a request: the apps that the caller's tokens are good for; None: all of them."""
+Scopes: TypeAlias = Callable[[list[str]], frozenset[str]]
+"""Says which apps some tokens are good for."""
 
 
 class Api:
@@ -28,6 +32,7 @@ class Api:
         self.make = make
         self.trusted = trusted
         self.token = token
+        self.scopes: Scopes | None = None
         self.limits: RateLimits | None = None
 
     def fleet(self, request: web.Request) -> Fleet:

@@ -16,7 +16,7 @@ from myhealth_cli.deploy.environments import ENVIRONMENTS, deployed
 from myhealth_cli.deploy.errors import FlyctlError, NothingChangedError
 from myhealth_cli.deploy.facts import FACTS, STALE_DAYS, Fact
 from myhealth_cli.deploy.findings import Found, by_hand, failed, ok, unknown
-from myhealth_cli.deploy.ground import LOGIN
+from myhealth_cli.deploy.machines_api import LOGIN
 from myhealth_cli.deploy.probe import CANARY
 from myhealth_cli.deploy.world import CannotSay, World
 

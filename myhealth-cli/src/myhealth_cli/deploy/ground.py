@@ -12,6 +12,7 @@ import msgspec
 from myhealth_cli.deploy import flyctl, state
 from myhealth_cli.deploy.errors import FlyctlError, NothingChangedError
 from myhealth_cli.deploy.flyctl import Flyctl
+from myhealth_cli.deploy.machines_api import LOGIN, token
 from myhealth_cli.tokens import minimal_env
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 _MARK: Final = Path("agent-backend/fly.toml")
 RECORDS: Final = Path(".local/deploys")
-LOGIN: Final = "`fly auth login`, or set FLY_API_TOKEN"
 
 
 class Ground(msgspec.Struct, frozen=True):
@@ -50,17 +50,16 @@ def checkout(folder: Path | None = None) -> Path:
 
 
 async def stand() -> Ground:
-    """Find the checkout and flyctl, and see that it is logged in. Raises NothingChangedError."""
+    """Find the checkout and flyctl, and see that it has a token. Raises NothingChangedError.
+
+    Whether Fly takes the token is seen when the app is read: what else a deploy token may ask is not known.
+    """
     root = checkout()
     fly = Flyctl(flyctl.find(folder=root), root)
     try:
-        await fly.run("auth", "whoami")
+        await token(fly)
     except FlyctlError as error:
-        if "no access token" in str(error):
-            raise NothingChangedError("not logged in to Fly", hint=LOGIN) from error
-        raise NothingChangedError(
-            f"Fly does not let us in: {error}", hint=f"Is the network there? Else {LOGIN}"
-        ) from error
+        raise NothingChangedError(str(error), hint=error.hint or LOGIN) from error
     return Ground(root, fly)
 
 
@@ -71,7 +70,7 @@ async def app_of(ground: Ground, environment: Deployed) -> App:
     except FlyctlError as error:
         raise NothingChangedError(
             f"{environment.app} cannot be read: {error}",
-            hint="Is the network there, and the token this app's?",
+            hint=f"Is the network there, and the token this app's? Else {LOGIN}",
         ) from error
 
 

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import aiohttp
 import msgspec
 
-from myhealth_cli.deploy.errors import FlyctlError, NothingChangedError
+from myhealth_cli.deploy.errors import FlyctlError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from myhealth_cli.deploy.flyctl import Flyctl
 
 _PUBLIC: Final = "https://api.machines.dev"
@@ -25,16 +23,33 @@ _SET_TRIES: Final = 3
 _SET_PAUSE_S: Final = 0.5
 
 
-async def token(fly: Flyctl, env: Mapping[str, str] = os.environ) -> str:
-    """Return the token flyctl works with; it is never shown. Raises NothingChangedError."""
-    if found := env.get("FLY_API_TOKEN", "").strip():
-        return found
+_MACAROONS: Final = ("fm1r_", "fm1a_", "fm2_")
+LOGIN: Final = "`fly auth login`, or set FLY_API_TOKEN"
+
+
+async def token(fly: Flyctl) -> str:
+    """Return the tokens that flyctl works with now, joined by commas; they are never shown.
+
+    flyctl renews what it can and drops what has expired or cannot be read, so it is asked again before each
+    use: a login's tokens live for ten minutes. Raises FlyctlError: there are none.
+    """
     try:
-        return (await fly.run("auth", "token")).strip().splitlines()[-1]
-    except (FlyctlError, IndexError) as error:
-        raise NothingChangedError(
-            "not logged in to Fly", hint="`fly auth login`, or set FLY_API_TOKEN"
-        ) from error
+        found = (await fly.run("auth", "token", "--quiet")).strip()
+    except FlyctlError as error:
+        if "no access token" not in str(error):
+            raise
+        raise FlyctlError("not logged in to Fly", hint=LOGIN) from error
+    if not found:
+        raise FlyctlError(
+            "the token for Fly has expired, or is not whole",
+            hint="make a new one (docs/design/ci.md), and copy all of it: it has some 700 characters",
+        )
+    if " " in found:
+        raise FlyctlError(
+            "the token for Fly has a scheme (FlyV1) in its middle, which flyctl does not read",
+            hint="of tokens joined by commas only the first may begin with FlyV1 (docs/design/ci.md)",
+        )
+    return found
 
 
 class _Lease(msgspec.Struct, frozen=True):
@@ -52,14 +67,17 @@ class Lease(msgspec.Struct, frozen=True):
 class MachinesApi:
     """An async context manager. Every call raises FlyctlError when the API refuses or cannot be reached."""
 
-    def __init__(self, token: str, url: str | None = None) -> None:
+    def __init__(self, fly: Flyctl, url: str | None = None) -> None:
         self._url = (url or os.environ.get("FLY_FLAPS_BASE_URL") or _PUBLIC).rstrip("/")
-        self.token = token
-        self._headers = {"Authorization": authorization(token)}
+        self._fly = fly
 
     async def __aenter__(self) -> Self:
-        self._http = aiohttp.ClientSession(timeout=_TIMEOUT, headers=self._headers)
+        self._http = aiohttp.ClientSession(timeout=_TIMEOUT)
         return self
+
+    async def token(self) -> str:
+        """Return the tokens of this moment."""
+        return await token(self._fly)
 
     async def __aexit__(self, *_: object) -> None:
         await self._http.close()
@@ -98,7 +116,9 @@ class MachinesApi:
         self, method: str, app: str, machine: str, what: str, body: object = None, *, nonce: str = ""
     ) -> Any:
         url = f"{self._url}/v1/apps/{app}/machines/{machine}/{what}"
-        headers = {_NONCE: nonce} if nonce else {}
+        headers = {"Authorization": authorization(await self.token(), macaroons_only=True)}
+        if nonce:
+            headers[_NONCE] = nonce
         try:
             async with self._http.request(method, url, json=body, headers=headers) as response:
                 if response.status >= 300:
@@ -116,8 +136,14 @@ class MachinesApi:
             ) from error
 
 
-def authorization(token: str) -> str:
-    """Write the header as flyctl does: macaroons have a scheme of their own."""
-    if token.startswith(("FlyV1 ", "Bearer ")):
-        return token
-    return f"FlyV1 {token}" if token.startswith(("fm1r_", "fm1a_", "fm2_")) else f"Bearer {token}"
+def authorization(token: str, *, macaroons_only: bool = False) -> str:
+    """Write the header as flyctl does (superfly/fly-go `tokens`): macaroons have a scheme of their own.
+
+    `macaroons_only`: for the Machines API, which takes no other tokens beside them.
+    """
+    every = [each.strip() for each in token.split(",")]
+    macaroons = [each for each in every if each.startswith(_MACAROONS)]
+    if not macaroons:
+        return f"Bearer {','.join(every)}"
+    others = [] if macaroons_only else [each for each in every if each not in macaroons]
+    return f"FlyV1 {','.join((*macaroons, *others))}"

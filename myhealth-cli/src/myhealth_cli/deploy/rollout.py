@@ -227,7 +227,7 @@ class Rollout:
 
     async def _deploy(self, step: plan.DeployImage) -> str:
         assert self._api is not None, "a plan that deploys is given the API"
-        ref = await registry.pinned(self._api.token, step.app, step.image.ref)
+        ref = await registry.pinned(await self._api.token(), step.app, step.image.ref)
         # DNS is doctor's business. Smoke checks stay: they stop flyctl at the first machine that dies.
         await self._fly.run(
             *("deploy", "--app", step.app, "--config", step.config, "--image", ref),
@@ -259,7 +259,7 @@ class Rollout:
 
     async def _compare(self, step: plan.CompareImages) -> str:
         assert self._api is not None, "a plan that compares is given the API"
-        ref = await registry.pinned(self._api.token, step.app, step.image.ref)
+        ref = await registry.pinned(await self._api.token(), step.app, step.image.ref)
         found = await state.machines(self._fly, step.app)
         for each in found:
             if each.mispulled or not each.image_ref.is_of(ref):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from myhealth_cli.deploy.errors import FlyctlError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 GOOD: Final = "myhealth_good"
 """Metadata of every machine: the proven images, newest first, as JSON. flyctl carries it over deploys."""
 KEPT: Final = 5
+_NO_APP: Final = "could not find app"
+"""What GraphQL says of an app that is not there, or not this token's."""
 _RELEASE_COMMAND: Final = "fly_app_release_command"
 ASLEEP: Final = frozenset({"stopped", "suspended"})
 
@@ -205,15 +209,6 @@ class App(msgspec.Struct, frozen=True):
         return self.has(image) and not waiting
 
 
-class _Listed(msgspec.Struct, frozen=True):
-    name: str
-
-
-async def app_names(fly: Flyctl) -> set[str]:
-    """Return the names of the apps this login sees. Raises FlyctlError."""
-    return {each.name for each in await fly.read(list[_Listed], "apps", "list")}
-
-
 async def machines(fly: Flyctl, app: str) -> tuple[Machine, ...]:
     """Return the app's machines by id, without those of release commands. Raises FlyctlError."""
     found = await fly.read(list[Machine], "machine", "list", "--app", app)
@@ -226,10 +221,16 @@ def _serves(machine: Machine) -> bool:
 
 
 async def read(fly: Flyctl, name: str) -> App:
-    """Read everything about an app; one that this login does not see does not exist. Raises FlyctlError."""
-    if name not in await app_names(fly):
-        return App(name, exists=False)
-    listed = await fly.read(list[Release], "releases", "--app", name, "--image")
+    """Read everything about an app; one that this login does not see does not exist. Raises FlyctlError.
+
+    It is asked for by name: a deploy token may not list apps (docs/design/ci.md).
+    """
+    try:
+        listed = await fly.read(list[Release], "releases", "--app", name, "--image")
+    except FlyctlError as error:
+        if _NO_APP in str(error).lower():
+            return App(name, exists=False)
+        raise
     kept = await fly.read(list[Secret], "secrets", "list", "--app", name)
     return App(
         name=name,

@@ -165,7 +165,7 @@ async def _gated(
     user = await _signed_in()
     async with AsyncExitStack() as stack:
         ground.fly.inherited = (stack.enter_context(file_lock(ground.records, environment.app)),)
-        api = await stack.enter_async_context(MachinesApi(await token(ground.fly)))
+        api = await stack.enter_async_context(MachinesApi(ground.fly))
         held = None
         if (await app_of(ground, environment)).exists:
             try:
