@@ -22,7 +22,7 @@ from .fleets import PROGRAMS
 ROOT = Path(__file__).resolve().parents[2]
 MISSING = "no flyctl: `make flyctl` builds it where Go's module proxy has it; or set FLYCTL to one"
 _NUMBERS = itertools.count()
-WEB = f"{sys.executable} -E -s {PROGRAMS / 'web.py'}"
+WEB = shlex.join((sys.executable, "-E", "-s", str(PROGRAMS / "web.py")))
 QUIET = ("--smoke-checks=false",)
 """Smoke checks look for ten seconds at every machine."""
 ONE = (*QUIET, "--ha=false")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ import pytest
 
 from .fleets import PROGRAMS, alive, eventually
 
-WEB = f"{sys.executable} -E -s {PROGRAMS / 'web.py'}"
+WEB = shlex.join((sys.executable, "-E", "-s", str(PROGRAMS / "web.py")))
 TOML = """\
 app = "small"
 primary_region = "fra"
@@ -108,7 +109,7 @@ def test_a_request_wakes_a_machine_and_the_states_survive_a_restart(toml: Path) 
 
 
 def test_a_command_that_dies_at_start_is_told_with_its_last_output(toml: Path) -> None:
-    dies = f"{sys.executable} -c \"import sys; print('no database here'); sys.exit(3)\""
+    dies = shlex.join((sys.executable, "-c", "import sys; print('no database here'); sys.exit(3)"))
     said = failed(toml, "--command", dies, "--machines", "1")
     assert "died at start" in said
     assert "no database here" in said
@@ -142,7 +143,7 @@ def test_wrong_options_are_named(toml: Path, options: tuple[str, ...], words: st
 
 
 def test_a_secrets_value_is_nowhere_in_what_is_printed(toml: Path) -> None:
-    dies = f'{sys.executable} -c "import sys; sys.exit(3)"'
+    dies = shlex.join((sys.executable, "-c", "import sys; sys.exit(3)"))
     said = failed(toml, "--command", dies, "--machines", "1", "--secret", "TOKEN", TOKEN="hunter2-canary")
     assert "hunter2" not in said
     assert "hunter2" not in (toml.parent / "state" / "machines.json").read_text(encoding="utf-8")

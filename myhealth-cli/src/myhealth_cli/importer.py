@@ -186,8 +186,12 @@ async def _run(export: Export, upload: _Upload) -> _Damage:
             for _ in range(upload.target.concurrency):
                 group.create_task(_send_all(queue, upload))
             return await _read_all(export.samples(), queue, upload.target)
-    except* MyHealthError as errors:
-        raise _first(errors) from None
+    except BaseExceptionGroup as errors:
+        # Not `except*`: before Python 3.11.4 what is raised in it becomes a group again (cpython#103590).
+        ours, others = errors.split(MyHealthError)
+        if ours is None or others is not None:
+            raise
+        raise _first(ours) from None
 
 
 async def _read_all(

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -133,7 +134,7 @@ class Stage:
 
     def image(self, name: str, environment: str = "staging", **env: str) -> str:
         """Let a name stand for the real server with some variables; return the reference."""
-        command = f"{sys.executable} -m agent_backend serve"
+        command = f"{shlex.quote(sys.executable)} -m agent_backend serve"
         return self.program(name, command, environment, **env)
 
     def program(self, name: str, command: str, environment: str = "staging", **env: str) -> str:

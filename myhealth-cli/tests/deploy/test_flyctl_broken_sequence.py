@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -37,7 +38,7 @@ pytestmark = [
 ]
 APP = deployed("staging").app
 PEOPLE = 50
-SERVE = f"{sys.executable} -m agent_backend serve"
+SERVE = f"{shlex.quote(sys.executable)} -m agent_backend serve"
 # An answer takes about a second: most of the people are reading one when something happens.
 READING = ("--ttft-ms", "100", "--delta-delay-ms", "20", "--jitter", "0")
 MODELS = {

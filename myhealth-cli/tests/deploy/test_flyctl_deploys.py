@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -71,7 +72,7 @@ def went_back(fly: Stage, ended: Ended, release: str, *says: str) -> None:
 
 
 def test_broken_releases_are_taken_back_and_the_next_good_one_serves(fly: Stage) -> None:
-    good = f"{sys.executable} -m agent_backend serve"
+    good = f"{shlex.quote(sys.executable)} -m agent_backend serve"
 
     # It cannot stream, though it is ready: its model is not there.
     mute = fly.program("mute", f"env ANTHROPIC_BASE_URL=http://127.0.0.1:1 {good}")
@@ -90,7 +91,7 @@ def test_a_migration_that_fails_changes_no_machine(fly: Stage) -> None:
     program = folder / "agent-backend"
     program.write_text("#!/bin/sh\necho 'the migration fails'\nexit 1\n", "utf-8")
     program.chmod(0o755)
-    good = f"{sys.executable} -m agent_backend serve"
+    good = f"{shlex.quote(sys.executable)} -m agent_backend serve"
     image = fly.program("migration", good, PATH=f"{folder}:{os.environ['PATH']}")
     ended = deploy(fly, image)
     went_back(fly, ended, "a", "release command failed")

@@ -11,7 +11,7 @@ or tokens, moves and deletes none, and resolves an image only of an app it is go
 from __future__ import annotations
 
 from secrets import token_hex
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
@@ -40,8 +40,7 @@ class DeployTokens:
 
 def scope(request: web.Request) -> frozenset[str] | None:
     """Return the apps that the caller may see; None: all."""
-    found: Any = request.get(APPS)
-    return found
+    return request.get(APPS)
 
 
 def everything(request: web.Request) -> None:

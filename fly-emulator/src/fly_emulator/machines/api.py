@@ -99,9 +99,9 @@ async def _authenticate(request: web.Request, handler: Handler) -> web.StreamRes
     if not api.trusted:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         given = token.strip() if scheme.lower() in ("bearer", "flyv1") else ""
-        request[APPS] = _apps_of(api, [each.strip() for each in given.split(",") if each.strip()])
-        name = request.match_info.get("app")
-        if request[APPS] is not None and name is not None and name not in request[APPS]:
+        apps = _apps_of(api, [each.strip() for each in given.split(",") if each.strip()])
+        request[APPS] = apps
+        if apps is not None and request.match_info.get("app", next(iter(apps))) not in apps:
             raise StateError("unauthorized", status=403)
     return await handler(request)
 

@@ -16,7 +16,7 @@ from fly_emulator.machines.machine import Machine
 Maker: TypeAlias = Callable[[str], Awaitable[Fleet]]
 """Makes the fleet of a new app."""
 NONCE: Final = "fly-machine-lease-nonce"
-APPS: Final = "fly-emulator-apps"
+APPS: Final[web.RequestKey[frozenset[str] | None]] = web.RequestKey("apps")
 """Of a request: the apps that the caller's tokens are good for; None: all of them."""
 Scopes: TypeAlias = Callable[[list[str]], frozenset[str]]
 """Says which apps some tokens are good for."""
