@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
+from collections.abc import AsyncGenerator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
 from agent_backend.cli import main
+from agent_backend.db.pool import Database
 
 URL = "postgresql://user:hunter2@127.0.0.1:1/nothing"
 
@@ -120,6 +125,50 @@ def test_migrate_names_what_it_applied_and_is_safe_to_repeat(
     assert "applied 0001_base.pre.sql\n" in capsys.readouterr().out
     assert main(["migrate"], env) == 0
     assert capsys.readouterr().out == "the schema is up to date\n"
+
+
+@pytest.fixture
+async def login(empty_database: str) -> AsyncGenerator[str]:
+    """Yield the URL of a login that may do nothing but be the server's role (docs/security.md)."""
+    name = f"login_{uuid4().hex[:12]}"
+    owner = await asyncpg.connect(empty_database)
+    await owner.execute(f"CREATE ROLE {name} LOGIN NOINHERIT")
+    await owner.execute(f"GRANT agent_backend TO {name}")
+    yield urlunsplit(urlsplit(empty_database)._replace(netloc=f"{name}@"))
+    await owner.execute(f"DROP ROLE {name}")
+    await owner.close()
+
+
+def test_the_schemas_owner_migrates_and_the_server_is_somebody_else(
+    empty_database: str, login: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env = {"DATABASE_URL": login}
+    assert main(["migrate"], env) == 2
+    problem, hint = failed(capsys)
+    assert "InsufficientPrivilegeError" in problem
+    assert "MIGRATE_DATABASE_URL" in hint
+    assert main(["migrate"], {**env, "MIGRATE_DATABASE_URL": empty_database}) == 0
+    assert "applied 0001_base.pre.sql\n" in capsys.readouterr().out
+
+    async def serve() -> None:
+        database = Database(login, min_size=1, max_size=1, lock_timeout_ms=5000)
+        await database.open()
+        try:
+            assert await database.fetchval("SELECT count(*) FROM myhealth.migrations") > 0
+            await database.fetch("RESET ROLE")
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await database.fetch("CREATE TABLE myhealth.mine ()")
+        finally:
+            await database.close()
+
+    asyncio.run(serve())
+
+
+def test_a_wrong_url_of_the_owner_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["migrate"], {"DATABASE_URL": URL, "MIGRATE_DATABASE_URL": "mysql://x/y"}) == 2
+    assert failed(capsys)[0].startswith("agent-backend: MIGRATE_DATABASE_URL has 11 characters")
+    assert main(["migrate"], {"DATABASE_URL": "postgresql://unused/x", "MIGRATE_DATABASE_URL": URL}) == 2
+    assert "in MIGRATE_DATABASE_URL" in failed(capsys)[1]
 
 
 def test_migrate_refuses_another_deployments_database(

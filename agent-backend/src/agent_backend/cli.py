@@ -96,7 +96,7 @@ def _migrate(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
     try:
         applied = asyncio.run(
             migrate(
-                settings.database_url.reveal(),
+                (settings.migrate_database_url or settings.database_url).reveal(),
                 release=arguments.release or settings.release,
                 environment=settings.environment,
                 app=settings.app_name,
@@ -104,15 +104,21 @@ def _migrate(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
         )
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         # A failed migration has an error of its own: this is about the way to the database.
-        raise _away("migrated", error) from error
+        name = "MIGRATE_DATABASE_URL" if settings.migrate_database_url else "DATABASE_URL"
+        if isinstance(error, asyncpg.InsufficientPrivilegeError):
+            raise OperatorError(
+                f"the role of {name} may not migrate the database ({type(error).__name__})",
+                hint="set MIGRATE_DATABASE_URL to a URL of the schema's owner (docs/security.md)",
+            ) from error
+        raise _away("migrated", error, name) from error
     print("\n".join(f"applied {name}" for name in applied) or "the schema is up to date")  # noqa: T201
     return 0
 
 
-def _away(done: str, error: Exception) -> OperatorError:
+def _away(done: str, error: Exception, name: str = "DATABASE_URL") -> OperatorError:
     return OperatorError(
         f"the database cannot be {done} ({type(error).__name__})",
-        hint="check that it runs, and user, password, host and database name in DATABASE_URL",
+        hint=f"check that it runs, and user, password, host and database name in {name}",
     )
 
 

@@ -70,6 +70,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """All settings; `VARIABLES` names the variable behind each."""
 
     database_url: Secret
+    migrate_database_url: Secret
+    """Of the schema's owner; empty: `migrate` takes `database_url`. The server never connects with it."""
     environment: Environment
     app_name: str
     """With the environment, what the database's deployment marker must say."""
@@ -139,6 +141,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 VARIABLES: dict[str, str] = {
     "DATABASE_URL": "postgresql://... of a role that is a member of agent_backend (required)",
+    "MIGRATE_DATABASE_URL": "postgresql://... of the schema's owner, for `migrate` (default DATABASE_URL)",
     "ENVIRONMENT": "development | staging | production (default development)",
     "APP_NAME": "the deployment's name (default FLY_APP_NAME, in development myhealth-agents)",
     "MACHINE_ID": "unique among running servers (default FLY_MACHINE_ID, else host name and port)",
@@ -185,7 +188,10 @@ VARIABLES: dict[str, str] = {
 }
 
 
-_SECRETS = ("DATABASE_URL", "ANTHROPIC_API_KEY", "SUPABASE_SERVICE_KEY", "AUTH_HS256_SECRET", "SENTRY_DSN")
+_SECRETS = (
+    *("DATABASE_URL", "MIGRATE_DATABASE_URL", "ANTHROPIC_API_KEY", "SUPABASE_SERVICE_KEY"),
+    *("AUTH_HS256_SECRET", "SENTRY_DSN"),
+)
 _HIDDEN = "a value that looks like a secret"
 _SHORTEST_SECRET = 6
 
@@ -312,14 +318,14 @@ class _Reader:
             )
         return value
 
-    def database_url(self) -> Secret:
-        """Return the database's URL, with a better word than "no URL" where there is one."""
-        value = self.get("DATABASE_URL") or ""
+    def database_url(self, name: str) -> Secret:
+        """Return a database's URL, with a better word than "no URL" where there is one."""
+        value = self.get(name) or ""
         found = credentials.unreadable_database_url(value)
         if found is not None:
-            self.note("DATABASE_URL", [found])
+            self.note(name, [found])
             return Secret(value)
-        return Secret(self.url("DATABASE_URL", None, "postgresql", "postgres", secret=True) or "")
+        return Secret(self.url(name, None, "postgresql", "postgres", secret=True) or "")
 
     def one_of(self, name: str, default: T, allowed: tuple[T, ...]) -> T:
         value = self.get(name)
@@ -378,7 +384,8 @@ def _read(reader: _Reader) -> Settings:
     agents = reader.get("AGENTS_DIR")
     machine = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:50]
     return Settings(
-        database_url=reader.database_url(),
+        database_url=reader.database_url("DATABASE_URL"),
+        migrate_database_url=reader.database_url("MIGRATE_DATABASE_URL"),
         environment=environment,
         app_name=reader.name("APP_NAME", "myhealth-agents" if development else None, "FLY_APP_NAME"),
         machine_id=reader.name("MACHINE_ID", f"{machine}-{port}", "FLY_MACHINE_ID"),
@@ -479,10 +486,10 @@ def _check_credentials(reader: _Reader, settings: Settings) -> None:
         reader.note("SENTRY_DSN", credentials.sentry_dsn(dsn.reveal(), development=development))
     if (key := settings.auth_hs256_secret) and "AUTH_HS256_SECRET" not in wrong:
         reader.note("AUTH_HS256_SECRET", credentials.hs256_secret(key.reveal()))
-    if settings.database_url and "DATABASE_URL" not in wrong:
-        value = settings.database_url.reveal()
-        reader.note("DATABASE_URL", credentials.database_url(value, project))
-        reader.note("DATABASE_URL", credentials.plain_database(value), fatal=not development)
+    both = {"DATABASE_URL": settings.database_url, "MIGRATE_DATABASE_URL": settings.migrate_database_url}
+    for name, value in ((name, each.reveal()) for name, each in both.items() if each and name not in wrong):
+        reader.note(name, credentials.database_url(value, project))
+        reader.note(name, credentials.plain_database(value), fatal=not development)
     if "ANTHROPIC_BASE_URL" not in wrong:
         found = credentials.plain_http(settings.anthropic_base_url)
         reader.note("ANTHROPIC_BASE_URL", found, fatal=not development)

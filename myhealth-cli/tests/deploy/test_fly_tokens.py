@@ -73,7 +73,7 @@ async def test_the_machines_api_is_asked_with_the_token_of_the_moment(says: Says
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        async with MachinesApi(says("fm2_first"), url) as api:
+        async with MachinesApi(says("fm2_first"), url, fresh_s=0) as api:
             await api.metadata("shop", "m")
             says("fm2_renewed,fo1_user")
             await api.metadata("shop", "m")

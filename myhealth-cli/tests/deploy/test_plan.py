@@ -214,7 +214,7 @@ def test_setup_makes_what_is_missing_and_nothing_twice() -> None:
     # An optional secret is set where there is a value, and missed by nobody.
     told = plan.setup(STAGING, app(), ["SENTRY_DSN"], replace=False)
     assert told.steps == (plan.StageSecrets(STAGING.app, ("SENTRY_DSN",)),)
-    assert STAGING.optional == ("SENTRY_DSN",)
+    assert STAGING.optional == ("MIGRATE_DATABASE_URL", "SENTRY_DSN")
 
 
 def test_setup_without_a_value_and_deploy_without_a_secret_change_nothing() -> None:

@@ -65,6 +65,12 @@ _FLY: Final = (
     SecretName("SUPABASE_URL", "fly secrets", "https://REF.supabase.co: whose tokens are believed"),
     SecretName("SUPABASE_SERVICE_KEY", "fly secrets", "sb_secret_...: deletes accounts"),
     SecretName(
+        "MIGRATE_DATABASE_URL",
+        "fly secrets",
+        "Postgres as the schema's owner, for the release command; DATABASE_URL is then the server's own",
+        optional=True,
+    ),
+    SecretName(
         "SENTRY_DSN", "fly secrets", "where errors are sent; without it they are only logged", optional=True
     ),
 )

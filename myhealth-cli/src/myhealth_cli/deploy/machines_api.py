@@ -21,6 +21,8 @@ _TIMEOUT: Final = aiohttp.ClientTimeout(total=20)
 _LEASE_S: Final = 15
 _SET_TRIES: Final = 3
 _SET_PAUSE_S: Final = 0.5
+_FRESH_S: Final = 20.0
+"""How long tokens are used before flyctl is asked again, which drops them 30 s before they expire."""
 
 
 _MACAROONS: Final = ("fm1r_", "fm1a_", "fm2_")
@@ -67,17 +69,21 @@ class Lease(msgspec.Struct, frozen=True):
 class MachinesApi:
     """An async context manager. Every call raises FlyctlError when the API refuses or cannot be reached."""
 
-    def __init__(self, fly: Flyctl, url: str | None = None) -> None:
+    def __init__(self, fly: Flyctl, url: str | None = None, *, fresh_s: float = _FRESH_S) -> None:
         self._url = (url or os.environ.get("FLY_FLAPS_BASE_URL") or _PUBLIC).rstrip("/")
         self._fly = fly
+        self._fresh_s = fresh_s
+        self._token, self._asked = "", 0.0
 
     async def __aenter__(self) -> Self:
         self._http = aiohttp.ClientSession(timeout=_TIMEOUT)
         return self
 
     async def token(self) -> str:
-        """Return the tokens of this moment."""
-        return await token(self._fly)
+        """Return tokens that are good now."""
+        if not self._token or time.monotonic() - self._asked > self._fresh_s:
+            self._token, self._asked = await token(self._fly), time.monotonic()
+        return self._token
 
     async def __aexit__(self, *_: object) -> None:
         await self._http.close()
