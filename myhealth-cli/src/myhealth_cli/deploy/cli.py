@@ -238,6 +238,7 @@ def load(
 
 def _end(go: Callable[[], int], *, json: bool) -> None:
     """Run a verb and leave with its exit code; errors as words, or as JSON where that was asked for."""
+    from myhealth_cli.deploy import summary  # noqa: PLC0415 - see the module's docstring
     from myhealth_cli.deploy.errors import NothingChangedError  # noqa: PLC0415 - see the module's docstring
     from myhealth_cli.deploy.report import plain, show_error  # noqa: PLC0415 - see the module's docstring
     from myhealth_cli.errors import MyHealthError  # noqa: PLC0415 - see the module's docstring
@@ -248,6 +249,7 @@ def _end(go: Callable[[], int], *, json: bool) -> None:
         unchanged = isinstance(error, NothingChangedError)
         if json:
             show_error(error, changed=not unchanged)
+        summary.write(summary.of_error(error, changed=not unchanged))
         hint = f"\n  {plain(error.hint)}" if error.hint else ""
         sys.stderr.write(f"myhealth: {plain(str(error))}{hint}\n")
         code = EXIT_NOTHING_CHANGED if unchanged else EXIT_FAILED
@@ -255,6 +257,7 @@ def _end(go: Callable[[], int], *, json: bool) -> None:
         error = MyHealthError("interrupted", hint="say the same again: it goes on from what is there")
         if json:
             show_error(error, changed=True)
+        summary.write(summary.of_error(error, changed=True))
         sys.stderr.write(f"myhealth: {error}\n  {error.hint}\n")
         code = EXIT_FAILED
     except Exception as error:

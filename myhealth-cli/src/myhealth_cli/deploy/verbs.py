@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from myhealth_cli.deploy import plan, report
+from myhealth_cli.deploy import plan, report, summary
 from myhealth_cli.deploy.envfile import unfit
 from myhealth_cli.deploy.environments import deployed
 from myhealth_cli.deploy.errors import FlyctlError, GateError, NothingChangedError
@@ -202,6 +202,7 @@ async def _execute(
     )
     outcome = await rollout.run(wanted)
     report.show_outcome(outcome, as_json=options.as_json)
+    summary.write(summary.of_outcome(verb, outcome))
     report.hand_on(outcome, os.environ)
     with suppress(OSError):  # a full disk here says nothing of the app there
         report.record(ground.records, verb, outcome)
