@@ -20,6 +20,8 @@ with (folder / "heard").open("a") as heard:
     heard.write(" ".join(words) + "\\n")
 if words[:2] == ["machine", "list"]:
     print((folder / "machines").read_text())
+if words[:2] == ["auth", "token"]:
+    print("fo1_token")
 """
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from myhealth_cli.deploy import envfile
+from myhealth_cli.deploy import envfile, values
 from myhealth_cli.deploy.errors import NothingChangedError
 
 from .installed import myhealth
@@ -60,8 +60,8 @@ def test_the_real_flyctl_reads_it_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mark", ["\x0c", "\x1c", "\x85", "\u2028"])
 def test_a_value_is_not_cut_where_only_unicode_sees_an_end_and_is_refused(mark: str, tmp_path: Path) -> None:
     file = tmp_path / "secrets"
-    file.write_text(f"A=one{mark}B=two\n", "utf-8")
-    assert envfile.values_in(file) == {"A": f"one{mark}B=two"}
+    file.write_text(f"SENTRY_DSN=one{mark}B=two\n", "utf-8")
+    assert values.read_file(file) == {"SENTRY_DSN": f"one{mark}B=two"}
     assert envfile.unfit(f"one{mark}B=two")
     assert not envfile.unfit("p\u00e4ss wort#1")
     assert "longer" in envfile.unfit("x" * 40_000)
@@ -69,6 +69,6 @@ def test_a_value_is_not_cut_where_only_unicode_sees_an_end_and_is_refused(mark: 
 
 def test_a_line_without_a_sign_is_named_by_its_number(tmp_path: Path) -> None:
     file = tmp_path / "secrets"
-    file.write_text("A=1\n\u00e4\x85b\nC=3\n", "utf-8")
+    file.write_text("SENTRY_DSN=1\n\u00e4\x85b\nSUPABASE_URL=3\n", "utf-8")
     with pytest.raises(NothingChangedError, match="line 2 is not"):
-        envfile.values_in(file)
+        values.read_file(file)

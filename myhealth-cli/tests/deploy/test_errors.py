@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from myhealth_cli.deploy import envfile, load, probe
+from myhealth_cli.deploy import load, probe
 from myhealth_cli.deploy.errors import NothingChangedError
 from myhealth_cli.deploy.lock import file_lock
 
@@ -56,17 +56,6 @@ def test_errors_as_json() -> None:
         "error": "production gets what staging has proven, never a build of its own",
         "hint": "myhealth promote",
     }
-
-
-def test_a_file_of_secrets_is_read_and_never_quoted(tmp_path: Path) -> None:
-    file = tmp_path / "secrets.env"
-    file.write_text("# ours\n\nexport A=1=2\nB='x y'\nC=\"z\"\n", "utf-8")
-    assert envfile.values_in(file) == {"A": "1=2", "B": "x y", "C": "z"}
-    file.write_text("A=1\nplain-word-that-must-not-show\n", "utf-8")
-    ended = myhealth("setup", "staging", "--from", str(file), env=nothing())
-    refused(ended, "line 2 is not KEY=VALUE")
-    assert "plain-word" not in ended.err
-    refused(myhealth("setup", "staging", "--from", str(tmp_path / "none"), env=nothing()), "cannot be read")
 
 
 def test_one_at_a_time_on_a_host(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ async def test_a_lock_outlasts_the_step_it_guards(tmp_path: Path) -> None:
     stand_in, notes = StandIn(tmp_path, A), list[str]()
     async with (
         machines_api(tmp_path, notes=notes) as url,
-        MachinesApi("token", url) as api,
+        MachinesApi(stand_in.fly, url) as api,
         lock.app_lock(api, stand_in.fly, STAGING.app, "us") as held,
     ):
         rollout = Rollout(stand_in.fly, folder=tmp_path, api=api, lock=held)
@@ -88,7 +88,7 @@ async def test_a_first_deploy_is_noted_as_soon_as_there_is_a_machine(tmp_path: P
     (tmp_path / "machines").write_text("[]", "utf-8")
     async with (
         machines_api(tmp_path, notes=notes) as url,
-        MachinesApi("token", url) as api,
+        MachinesApi(stand_in.fly, url) as api,
         lock.app_lock(api, stand_in.fly, STAGING.app, "us") as held,
     ):
         await held.renew(0)
@@ -110,7 +110,7 @@ async def test_a_lock_ends_by_flys_clock_and_not_by_ours(behind_s: float, tmp_pa
         machine["config"]["metadata"] = {lock.LOCK: note}
         (tmp_path / "machines").write_text(json.dumps([machine]), "utf-8")
 
-    async with machines_api(tmp_path, behind_s=behind_s) as url, MachinesApi("token", url) as api:
+    async with machines_api(tmp_path, behind_s=behind_s) as url, MachinesApi(stand_in.fly, url) as api:
         noted(600)
         with pytest.raises(NothingChangedError, match="them is deploying") as refused:
             async with lock.app_lock(api, stand_in.fly, STAGING.app, "us"):

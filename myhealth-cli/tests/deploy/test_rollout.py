@@ -40,7 +40,7 @@ async def answering(body: bytes, status: int = 200) -> AsyncGenerator[str]:
 async def test_a_release_that_breaks_the_tool_itself_is_taken_back(tmp_path: Path) -> None:
     stand_in = StandIn(tmp_path, B)
     # It is ready, and what it says of itself is nested so deep that our reader gives up in its own way.
-    async with answering(b'{"a":' * 100_000) as url, MachinesApi("token", url) as api:
+    async with answering(b'{"a":' * 100_000) as url, MachinesApi(stand_in.fly, url) as api:
         wanted = plan.deploy(STAGING, app(machine(1, A, good=(A,))), B, build=None, bake=0, url=url)
         rollout = Rollout(stand_in.fly, folder=tmp_path, api=api, patiences=Patiences(ready_s=1))
         outcome = await rollout.run(wanted)
@@ -73,14 +73,15 @@ async def test_a_flyctl_that_does_not_listen_is_killed_with_what_it_has_started(
         assert not process.exists() or ") Z " in process.read_text("utf-8"), name
 
 
-async def test_an_answer_that_is_none_of_the_machines_api_is_an_error_of_fly() -> None:
+async def test_an_answer_that_is_none_of_the_machines_api_is_an_error_of_fly(tmp_path: Path) -> None:
+    fly = StandIn(tmp_path, A).fly
     for body in (b"<html>log in to this network</html>", b"[]", b'{"data": null}', b'{"data": {"nonce": 1}}'):
-        async with answering(body) as url, MachinesApi("token", url) as api:
+        async with answering(body) as url, MachinesApi(fly, url) as api:
             with pytest.raises(FlyctlError):
                 await api.lease("app", "m1")
 
 
-async def test_a_note_is_said_again_when_the_answer_was_lost() -> None:
+async def test_a_note_is_said_again_when_the_answer_was_lost(tmp_path: Path) -> None:
     asked: list[str] = []
 
     async def answer(request: web.Request) -> web.Response:
@@ -93,7 +94,7 @@ async def test_a_note_is_said_again_when_the_answer_was_lost() -> None:
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        async with MachinesApi("token", f"http://127.0.0.1:{runner.addresses[0][1]}") as api:
+        async with MachinesApi(StandIn(tmp_path, A).fly, f"http://127.0.0.1:{runner.addresses[0][1]}") as api:
             await api.set_metadata("app", "m1", "myhealth_good", "[]")
     finally:
         await runner.cleanup()

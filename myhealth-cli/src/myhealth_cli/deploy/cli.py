@@ -66,21 +66,24 @@ def setup(
 ) -> None:
     """Make the app and set its secrets. Can be repeated: what is there stays.
 
-    Values come from a file or are asked for without being shown, and go to flyctl on stdin; they are in force
-    with the next deploy.
+    Values come from a file or are asked for without being shown, are looked at by the server's own rules, and
+    go to flyctl on stdin; they are in force with the next deploy. Exit codes: 0 done, 1 it broke off (say it
+    again), 2 nothing was changed.
     """
-    from myhealth_cli.deploy import envfile, verbs  # noqa: PLC0415 - see the module's docstring
+    from myhealth_cli.deploy import verbs  # noqa: PLC0415 - see the module's docstring
 
-    def prompt(name: str) -> str:
-        return str(
-            typer.prompt(f"{name} (hidden)", hide_input=True, default="", show_default=False, err=True)
-        )
+    def prompt(says: str) -> str:
+        try:
+            return str(typer.prompt(says, hide_input=True, default="", show_default=False, err=True))
+        except typer.Abort as error:
+            sys.stderr.write("\n")
+            raise KeyboardInterrupt from error
 
     def go() -> int:
         return verbs.setup(
             environment,
             verbs.Options(dry_run=dry_run, as_json=json),
-            values={} if from_ is None else envfile.values_in(from_),
+            file=from_,
             prompt=prompt if from_ is None and sys.stdin.isatty() else None,
             replace=replace,
             org=org,

@@ -58,6 +58,11 @@ class Deployed(msgspec.Struct, frozen=True, kw_only=True):
     secrets: tuple[str, ...]
     optional: tuple[str, ...] = ()
 
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The names of all secrets in Fly, those that must be there first."""
+        return (*self.secrets, *self.optional)
+
 
 _FLY: Final = (
     SecretName("DATABASE_URL", "fly secrets", "Postgres, session pooler or direct, never port 6543"),

@@ -125,20 +125,28 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def setup(
-    environment: Deployed, app: App, given: Collection[str], *, replace: bool, org: str | None = None
+    environment: Deployed,
+    app: App,
+    given: Collection[str],
+    *,
+    replace: bool,
+    org: str | None = None,
+    asked: bool = False,
 ) -> Plan:
     """Plan an app and its secrets. `given`: names there are values for; `replace`: set again what is set.
 
-    Raises NothingChangedError when a secret would be missing afterwards.
+    `asked`: a person was asked for them. Raises NothingChangedError when one would be missing afterwards.
     """
     there = {each.name for each in app.secrets}
     missing = [name for name in environment.secrets if name not in there and name not in given]
     if missing:
         raise NothingChangedError(
-            f"no value for {', '.join(missing)}", hint="add them to the file given with --from"
+            f"no value for {', '.join(missing)}",
+            hint="say it again"
+            if asked
+            else "give a file that has them: --from FILE; or run it at a terminal",
         )
-    known = (*environment.secrets, *environment.optional)
-    names = tuple(name for name in known if name in given and (replace or name not in there))
+    names = tuple(name for name in environment.known if name in given and (replace or name not in there))
     steps: list[Step] = []
     if not app.exists:
         steps.append(CreateApp(environment.app, org))

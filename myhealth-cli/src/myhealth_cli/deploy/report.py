@@ -72,6 +72,11 @@ def show_plan(wanted: Plan, *, as_json: bool) -> None:
     sys.stdout.write("".join(f"{plain(line)}\n" for line in lines))
 
 
+def tell(words: str) -> None:
+    """Say something that is neither progress nor the outcome."""
+    sys.stderr.write(f"{words}\n")
+
+
 def progress(step: Step, done: Done | None) -> None:
     """Tell of a step's beginning and end."""
     if done is None:

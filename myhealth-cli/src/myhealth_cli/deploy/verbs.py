@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from myhealth_cli.deploy import plan, report, summary
-from myhealth_cli.deploy.envfile import unfit
+from myhealth_cli.deploy import plan, report, summary, values
 from myhealth_cli.deploy.environments import deployed
 from myhealth_cli.deploy.errors import FlyctlError, GateError, NothingChangedError
 from myhealth_cli.deploy.ground import Ground, app_of, commit, stand
@@ -24,6 +23,7 @@ from myhealth_cli.tokens import TokenError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
 
     from myhealth_cli.deploy.environments import Deployed
     from myhealth_cli.deploy.lock import Held
@@ -51,36 +51,82 @@ def setup(
     name: str,
     options: Options,
     *,
-    values: Mapping[str, str],
+    file: Path | None,
     prompt: Callable[[str], str] | None,
     replace: bool,
     org: str | None,
 ) -> int:
-    """Make an environment's app and set its secrets. `prompt` asks for a value, hidden; None: nobody."""
+    """Make an environment's app and set its secrets, from a file or asked for.
+
+    `prompt` asks for a value, hidden; None: there is nobody to ask. It is called outside the event loop,
+    which would keep a Ctrl-C to itself.
+    """
     environment = deployed(name)
+    given = {} if file is None else _from_file(file)
+    ground, app = asyncio.run(_seen(environment))
+    given = {each: given[each] for each in environment.known if each in given}
+    there = {each.name for each in app.secrets}
+    asked = [] if prompt is None else [each for each in environment.known if replace or each not in there]
+    if prompt is not None and asked and not options.dry_run:
+        given = _asked(environment, ground.root, asked, there, prompt)
+    elif given:
+        _fit(environment, ground.root, given)
+    names = dict.fromkeys(asked) if asked and options.dry_run else given
+    wanted = plan.setup(environment, app, names, replace=replace, org=org, asked=prompt is not None)
+    if options.dry_run:
+        report.show_plan(wanted, as_json=options.as_json)
+        return DONE
 
     async def go() -> int:
-        ground = await stand()
-        app = await app_of(ground, environment)
-        there = {each.name for each in app.secrets}
-        known = (*environment.secrets, *environment.optional)
-        given = {each: value for each, value in values.items() if each in known}
-        if prompt is not None and not options.dry_run:
-            for each in known:
-                if each not in given and each not in there and (value := prompt(each).strip()):
-                    given[each] = value
-        for each, value in given.items():
-            if reason := unfit(value):
-                raise NothingChangedError(f"the value of {each} {reason}", hint="look where it came from")
-        wanted = plan.setup(environment, app, given, replace=replace, org=org)
-        if options.dry_run:
-            report.show_plan(wanted, as_json=options.as_json)
-            return DONE
         with file_lock(ground.records, environment.app) as held:
             ground.fly.inherited = (held,)
             return await _execute("setup", ground, wanted, options, secrets=given)
 
     return asyncio.run(go())
+
+
+async def _seen(environment: Deployed) -> tuple[Ground, App]:
+    ground = await stand()
+    return ground, await app_of(ground, environment)
+
+
+def _from_file(file: Path) -> dict[str, str]:
+    found = values.read_file(file)
+    if values.seen_by_others(file):
+        report.tell(f"{file} can be read by others on this machine: `chmod 600 {file}`")
+    return found
+
+
+def _asked(
+    environment: Deployed, root: Path, names: list[str], there: set[str], prompt: Callable[[str], str]
+) -> dict[str, str]:
+    """Ask a person. Raises NothingChangedError when they have had enough."""
+    report.tell(
+        f"The secrets of {environment.name} ({environment.app}). What you type is not shown; "
+        "Enter leaves out what is optional or set."
+    )
+    try:
+        return values.ask(
+            names,
+            needed=[each for each in environment.secrets if each not in there],
+            prompt=prompt,
+            check=lambda found: values.look(environment, root, found),
+            tell=report.tell,
+        )
+    except KeyboardInterrupt as error:
+        raise NothingChangedError("interrupted", hint="say it again when you have the values") from error
+
+
+def _fit(environment: Deployed, root: Path, given: Mapping[str, str]) -> None:
+    """See that values are what the server takes. Raises NothingChangedError, with all that is wrong."""
+    found = values.look(environment, root, given)
+    for each in found:
+        if each.warning:
+            report.tell(f"{each.says}: {each.hint}")
+    if wrong := [each for each in found if not each.warning]:
+        raise NothingChangedError(
+            "; ".join(each.says for each in wrong), hint="; ".join(dict.fromkeys(each.hint for each in wrong))
+        )
 
 
 def deploy(name: str, options: Options, *, image: str | None, release: str | None) -> int:
