@@ -3,10 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from myhealth_cli.deploy import load, probe
 from myhealth_cli.deploy.errors import NothingChangedError
 from myhealth_cli.deploy.lock import file_lock
+from myhealth_cli.tokens import tokens_for
 
 from .installed import Ended, myhealth, nothing
 
@@ -98,3 +101,29 @@ def test_a_load_on_nothing(tmp_path: Path) -> None:
     env = nothing(MYHEALTH_TOKEN="token")
     ended = myhealth("load", "http://127.0.0.1:1", "--ready", "0.1", folder=tmp_path, env=env)
     refused(ended, "/readyz")
+
+
+@pytest.mark.parametrize(
+    "url", ["foo", "ftp://x", "http://", "http://h:0", "https://h/v1/agents", "https://u:p@h", "http://[x"]
+)
+def test_a_load_on_what_is_no_address(url: str) -> None:
+    with pytest.raises(NothingChangedError, match="no server's address"):
+        load.run(url, load.Bounds(clients=1, turns=1, seconds=1), token="t", yes=True, as_json=False)
+
+
+async def test_a_load_that_nobody_lets_in() -> None:
+    async def refuse(request: web.Request) -> web.Response:
+        if request.path == "/readyz":
+            return web.json_response({"status": "ready"})
+        if request.path == "/version":
+            return web.json_response({"release": "r", "environment": "staging", "machine": "m"})
+        return web.json_response({"detail": "The token is not valid."}, status=401)
+
+    server = web.Application()
+    server.router.add_route("*", "/{path:.*}", refuse)
+    async with TestServer(server) as there:
+        url = f"http://127.0.0.1:{there.port}"
+        bounds, tokens = load.Bounds(clients=1, turns=1, seconds=1), tokens_for(url, "t", "u")
+        with pytest.raises(NothingChangedError) as refused:
+            await load.measure(url, bounds, tokens)
+    assert "--token" in refused.value.hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sys
 from datetime import UTC, datetime
@@ -12,13 +13,13 @@ from urllib.parse import urlsplit
 import msgspec
 
 from myhealth_cli.deploy import flyctl, load
+from myhealth_cli.deploy import world as world_module
 from myhealth_cli.deploy.environments import ENVIRONMENTS, deployed
 from myhealth_cli.deploy.errors import FlyctlError, NothingChangedError
 from myhealth_cli.deploy.facts import FACTS, STALE_DAYS, Fact
 from myhealth_cli.deploy.findings import Found, by_hand, failed, ok, unknown
-from myhealth_cli.deploy.machines_api import LOGIN
 from myhealth_cli.deploy.probe import CANARY
-from myhealth_cli.deploy.world import CannotSay, World
+from myhealth_cli.deploy.world import CannotSay, NotThere, World
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -74,10 +75,8 @@ async def login(world: World) -> Found:
     found = world.flyctl()
     try:
         await world.fly()
-    except CannotSay as error:
-        if "not logged in" in str(error):
-            return failed(str(error), LOGIN)
-        raise
+    except NotThere as error:
+        return failed(str(error), error.hint)
     return ok(f"{found.binary.name} auth whoami")
 
 
@@ -86,8 +85,8 @@ async def app_there(environment: Deployed, world: World) -> Found:
     await world.fly()
     try:
         await world.app(environment)
-    except CannotSay as error:
-        return failed(str(error), f"myhealth setup {environment.name}")
+    except NotThere as error:
+        return failed(str(error), error.hint)
     return ok(environment.app)
 
 
@@ -98,31 +97,41 @@ async def secrets(environment: Deployed, world: World) -> Found:
     if missing := [name for name in environment.secrets if name not in there]:
         return failed(f"missing: {', '.join(missing)}", f"myhealth setup {environment.name}")
     without = [f"without {name}" for name in environment.optional if name not in there]
+    if app.machines and any(each.status.lower() in {"staged", "partial"} for each in app.secrets):
+        without.append("some in force only with the next deploy")
     return ok(", ".join((*environment.secrets, *without)))
 
 
 async def running(environment: Deployed, world: World) -> Found:
     """Every machine has one image, which has passed the gates."""
     app = await world.app(environment)
-    verb = "myhealth deploy staging" if environment.name == "staging" else "myhealth promote"
+    verb = _deploy(environment)
     if not app.machines:
         return failed("nothing is deployed", verb)
     if (image := app.running) is None:
         return failed("its machines have different images", verb)
     if not any(each.same(image) for each in app.good[:1]):
         return failed(f"{image} has not passed the gates", verb)
-    return ok(f"{image}, {len(app.machines)} machines")
+    return ok(f"{image}, {_counted(len(app.machines))}")
+
+
+def _deploy(environment: Deployed) -> str:
+    return "myhealth deploy staging" if environment.name == "staging" else "myhealth promote"
+
+
+def _counted(machines: int) -> str:
+    return f"{machines} machine{'' if machines == 1 else 's'}"
 
 
 async def region(environment: Deployed, world: World) -> Found:
     """Every machine is in Frankfurt."""
     app = await world.app(environment)
     if not app.machines:
-        return unknown("it has no machines")
+        return unknown("it has no machines", _deploy(environment))
     elsewhere = sorted({each.region for each in app.machines} - {environment.region})
     if elsewhere:
         return failed(f"machines in {', '.join(elsewhere)}", "`fly scale count 0 --region THERE`")
-    return ok(f"{len(app.machines)} in {environment.region}")
+    return ok(f"{_counted(len(app.machines))} in {environment.region}")
 
 
 async def toml_read(environment: Deployed, world: World) -> Found:
@@ -137,9 +146,12 @@ async def toml_valid(environment: Deployed, world: World) -> Found:
     world.checkout()
     fly = await world.fly()
     try:
-        await fly.run("config", "validate", "--strict", "--config", environment.config)
+        async with asyncio.timeout(world_module.LOOK_S):
+            await fly.run("config", "validate", "--strict", "--config", environment.config)
     except FlyctlError as error:
         return failed(str(error), f"correct {environment.config}")
+    except TimeoutError:
+        return unknown("flyctl did not end in time", "Is the network there?")
     return ok()
 
 
@@ -210,7 +222,7 @@ async def supabase_region(world: World) -> Found:
     host = _database(world).hostname or ""
     found = _POOLER.match(host)
     if found is None:
-        return unknown("only a pooler's host name tells the region; see the project's settings")
+        return unknown("only a pooler's host name tells the region", "see the project's settings in Supabase")
     if found["region"] != SUPABASE_REGION:
         return failed(found["region"], f"a project cannot be moved: make one in {SUPABASE_REGION}")
     return ok(found["region"])
@@ -234,7 +246,7 @@ def _database(world: World):  # noqa: ANN202 - urllib's own type
         parts = urlsplit(world.variable("DATABASE_URL"))
         _ = parts.port
     except ValueError as error:
-        raise CannotSay("DATABASE_URL is no address") from error
+        raise CannotSay("DATABASE_URL is no address", "percent-encode the password in it") from error
     return parts
 
 
@@ -249,19 +261,27 @@ async def workflow(world: World) -> Found:
 
 
 async def github_secrets(world: World) -> Found:
-    """GitHub has the secrets that the workflow needs, by name, if `gh` can tell."""
+    """GitHub has the secrets that the workflow needs, by name, in each environment, if `gh` can tell."""
     world.online()
-    code, words = await world.run("gh", "secret", "list", "--json", "name")
+    lacking: list[str] = []
+    for environment in (each for each in ENVIRONMENTS if each.app):
+        there = await _in_github(world) | await _in_github(world, "--env", environment.name)
+        missing = [name for name in environment.in_place("GitHub secrets") if name not in there]
+        lacking += [f"{environment.name} lacks {', '.join(missing)}"] if missing else []
+    if lacking:
+        return failed("; ".join(lacking), "docs/design/ci.md: By hand, once")
+    return ok("staging and production")
+
+
+async def _in_github(world: World, *more: str) -> set[str]:
+    code, words = await world.run("gh", "secret", "list", "--json", "name", *more)
+    by_hand = "see the repository's settings, or `gh auth login`"
     if code != 0:
-        raise CannotSay(f"gh does not say: {words.splitlines()[0][:120] if words else code}")
+        raise CannotSay(f"gh does not say: {words.splitlines()[0][:120] if words else code}", by_hand)
     try:
-        there = {each["name"] for each in msgspec.json.decode(words, type=list[dict[str, str]])}
-    except (msgspec.DecodeError, KeyError) as error:
-        raise CannotSay("gh answers something else") from error
-    wanted = {name for each in ENVIRONMENTS for name in each.in_place("GitHub secrets")}
-    if missing := sorted(wanted - there):
-        return Found("by hand", f"not among the repository's: {', '.join(missing)}", "or each environment's")
-    return ok(", ".join(sorted(wanted)))
+        return {each["name"] for each in msgspec.json.decode(words or "[]", type=list[dict[str, str]])}
+    except (msgspec.MsgspecError, KeyError) as error:
+        raise CannotSay("gh answers something else", by_hand) from error
 
 
 # --- the epic's lists ---
@@ -314,7 +334,7 @@ def person(hint: str) -> Callable[[World], Awaitable[Found]]:
 async def _fact(fact: Fact, _world: World) -> Found:
     age = (datetime.now(UTC).date() - fact.read).days
     words = f"{fact.source}, read {fact.read}"
-    return ok(words) if age <= STALE_DAYS else unknown(f"{words}: {age} days ago, read it again")
+    return ok(words) if age <= STALE_DAYS else unknown(f"{words}, {age} days ago", "read it again")
 
 
 def facts() -> list[tuple[str, str, Callable[[World], Awaitable[Found]]]]:

@@ -131,7 +131,9 @@ async def examine(world: World, wanted: Sequence[Item]) -> list[Finding]:
         try:
             found = await item.look(world)
         except CannotSay as error:
-            found = unknown(str(error))
+            found = unknown(str(error), error.hint)
+        except (OSError, ValueError) as error:
+            found = unknown(f"the look failed ({type(error).__name__})", "see that what it names can be read")
         return Finding(
             id=item.id,
             section=item.section,

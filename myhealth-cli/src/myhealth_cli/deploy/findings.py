@@ -11,7 +11,7 @@ STATES: Final[tuple[State, ...]] = ("ok", "failed", "by hand", "unknown")
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """One item. `hint` says what to do about what failed, or who looks at what only a person can see."""
+    """One item. `hint` is the next step: what failed is mended, or what is unknown is looked at, by it."""
 
     id: str
     section: str
@@ -44,6 +44,6 @@ def by_hand(hint: str) -> Found:
     return Found("by hand", "", hint)
 
 
-def unknown(because: str) -> Found:
-    """Say that it could not be looked at, and why."""
-    return Found("unknown", because)
+def unknown(because: str, hint: str) -> Found:
+    """Say that it could not be looked at, why, and what would let it be."""
+    return Found("unknown", because, hint)

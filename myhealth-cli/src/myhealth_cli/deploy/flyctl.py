@@ -69,17 +69,22 @@ class Flyctl:
         It gets a process group of its own, so that a Ctrl-C at the terminal reaches us first; when we are
         cancelled it is ended with us.
         """
-        process = await asyncio.create_subprocess_exec(
-            self.binary,
-            *arguments,
-            cwd=self._folder,
-            env=child_env(),
-            stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-            pass_fds=self.inherited,
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                self.binary,
+                *arguments,
+                cwd=self._folder,
+                env=child_env(),
+                stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
+                pass_fds=self.inherited,
+            )
+        except OSError as error:
+            raise FlyctlError(
+                f"{self.binary} does not start: {error.strerror}", hint="Is it a flyctl for this machine?"
+            ) from error
         try:
             async with asyncio.timeout(seconds):
                 out, err = await process.communicate(None if stdin is None else stdin.encode())

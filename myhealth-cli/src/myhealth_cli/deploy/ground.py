@@ -74,6 +74,14 @@ async def app_of(ground: Ground, environment: Deployed) -> App:
         ) from error
 
 
+def no_app(environment: Deployed) -> NothingChangedError:
+    """Return the error that says so."""
+    return NothingChangedError(
+        f"there is no app {environment.app}, or this login does not see it",
+        hint=f"myhealth setup {environment.name}",
+    )
+
+
 async def commit(root: Path) -> str:
     """Return the commit that is checked out, 12 digits. Raises NothingChangedError: none, or changes."""
     try:

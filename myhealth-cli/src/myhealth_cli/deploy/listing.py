@@ -8,7 +8,7 @@ import sys
 
 from myhealth_cli.deploy.environments import ENVIRONMENTS, deployed
 from myhealth_cli.deploy.flyctl import child_env
-from myhealth_cli.deploy.ground import stand
+from myhealth_cli.deploy.ground import Ground, app_of, no_app, stand
 from myhealth_cli.deploy.report import show_json
 
 
@@ -32,7 +32,14 @@ def run(*, as_json: bool) -> int:
 def logs(name: str, *, follow: bool, as_json: bool) -> int:
     """Hand the terminal to `flyctl logs`. Raises NothingChangedError."""
     environment = deployed(name)
-    ground = asyncio.run(stand())
+
+    async def go() -> Ground:
+        ground = await stand()
+        if not (await app_of(ground, environment)).exists:
+            raise no_app(environment)
+        return ground
+
+    ground = asyncio.run(go())
     words = [str(ground.fly.binary), "logs", "--app", environment.app]
     words += ([] if follow else ["--no-tail"]) + (["--json"] if as_json else [])
     return min(subprocess.run(words, check=False, cwd=ground.root, env=child_env()).returncode, 1)  # noqa: S603 - our own words

@@ -75,6 +75,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 def run(url: str, bounds: Bounds, *, token: str | None, yes: bool, as_json: bool) -> int:
     """Put the load on and print what was measured. Raises NothingChangedError."""
+    if not _is_address(url):
+        raise NothingChangedError(
+            "that is no server's address", hint=f"such as {deployed('staging').url}, without a path"
+        )
     encrypted(url, "the address")
     if not yes:
         _ours(url)
@@ -101,6 +105,15 @@ def _ours(url: str) -> None:
             f"{host or url} is none of our addresses: it would get a user's token, and a load",
             hint="correct it, or say --yes if it is yours",
         )
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        more = parts.path.strip("/") or parts.query or parts.fragment or parts.username
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and not more
+    except ValueError:
+        return False
 
 
 def _tokens(url: str, token: str | None) -> TokenSource:
@@ -134,14 +147,15 @@ async def measure(url: str, bounds: Bounds, tokens: TokenSource) -> Result:
             await probe.ready()
             version = await probe.version()
         async with Client(url, tokens, patience) as client:
-            await prepare(client)
+            await _let_in(client)
             began = time.monotonic()
             crowd = _Crowd(client, bounds, began)
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(bounds.clients, bounds.turns)):
                     group.create_task(crowd.converse())
     except (GateError, TokenError) as error:
-        raise NothingChangedError(str(error), hint=error.hint or "Is it there? `myhealth status`") from error
+        hint = "Is the address right, and a server there? `myhealth status` shows a deployed one"
+        raise NothingChangedError(str(error), hint=error.hint or hint) from error
     return Result(
         url=url,
         at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -156,6 +170,19 @@ async def measure(url: str, bounds: Bounds, tokens: TokenSource) -> Result:
         first_word=quantiles([each.first_word_s for each in crowd.answers]),
         answer=quantiles([each.total_s for each in crowd.answers]),
     )
+
+
+async def _let_in(client: Client) -> None:
+    """Give what the server asks for before the first turn. Raises NothingChangedError: it lets nobody in."""
+    try:
+        await prepare(client)
+    except RefusedError as error:
+        if error.status not in {401, 403}:
+            raise
+        raise NothingChangedError(
+            str(error),
+            hint="take SUPABASE_URL and CANARY_* of this server's environment, or --token",
+        ) from error
 
 
 class _Crowd:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from myhealth_cli.deploy import plan
+from myhealth_cli.deploy.environments import ENVIRONMENTS
 
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """C0, DEL, C1, and what turns the direction of writing."""
@@ -104,6 +105,8 @@ def show_outcome(outcome: Outcome, *, as_json: bool) -> None:
             f"  what ran before serves again, proven, {outcome.seconds_to_safe:.1f} s after the failure\n"
         )
     sys.stdout.write(f"  now: {plain(outcome.left)}\n")
+    name = next((each.name for each in ENVIRONMENTS if each.app == outcome.app), "staging")
+    sys.stdout.write(f"  why: `myhealth logs {name} --no-follow`\n")
 
 
 def show_error(error: MyHealthError, *, changed: bool) -> None:

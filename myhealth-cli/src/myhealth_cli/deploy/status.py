@@ -10,8 +10,7 @@ import msgspec
 
 from myhealth_cli.deploy import report, state
 from myhealth_cli.deploy.environments import deployed
-from myhealth_cli.deploy.errors import NothingChangedError
-from myhealth_cli.deploy.ground import app_of, stand
+from myhealth_cli.deploy.ground import app_of, no_app, stand
 
 
 class MachineStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,9 +48,7 @@ def run(name: str, *, as_json: bool) -> int:
 
     app = asyncio.run(go())
     if not app.exists:
-        raise NothingChangedError(
-            f"there is no app {environment.app}, or this login does not see it", hint=f"myhealth setup {name}"
-        )
+        raise no_app(environment)
     found = Status(
         environment=environment.name,
         app=app.name,
