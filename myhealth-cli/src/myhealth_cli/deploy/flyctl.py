@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 _LOCAL: Final = Path(".local/flyctl/flyctl")
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_QUERY: Final = re.compile(r"failed to run query \{.*\}: ")
+_REASON: Final = re.compile(r"^\S+Z +((?:agent-backend|hint): .*)$", re.MULTILINE)
 _READ_S: Final = 60.0
 _END_S: Final = 10.0
 """What a flyctl that was told to end gets to give its leases back."""
@@ -134,10 +136,16 @@ def child_env() -> dict[str, str]:
 
 
 def _last_words(err: bytes, out: bytes) -> str:
-    """Return what flyctl says went wrong: from its `Error:` on, in one line of bounded length."""
+    """Return what flyctl says went wrong: from its `Error:` on, in one line of bounded length.
+
+    Of a release command that failed flyctl shows the log before; what the server says there is the reason.
+    """
     text = _COLOURS.sub("", (err or out).decode("utf-8", "replace")).strip()
-    _, _, words = text.rpartition("Error: ")
-    return " ".join(words.split())[:500]
+    before, _, words = text.rpartition("Error: ")
+    words = _QUERY.sub("", " ".join(words.split()))
+    if "release command failed" in words:
+        words = "; ".join([words, *(" ".join(each.split()) for each in _REASON.findall(before))])
+    return words[:500]
 
 
 def _lowered(value: Any) -> Any:
