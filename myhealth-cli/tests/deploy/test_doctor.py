@@ -44,6 +44,8 @@ def test_a_machine_without_a_login_says_because() -> None:
     ended = myhealth("doctor", "--offline", "--json", env=nothing())
     findings = {each["id"]: each for each in ended.json()["findings"]}
     assert findings["staging.toml"]["state"] == "ok"
+    assert findings["production.signed"]["state"] == "failed", "nobody has signed yet"
+    assert findings["production.signed"]["detail"].endswith(" files are drafts")
     assert findings["done.staging"] == {
         "id": "done.staging",
         "section": doctor.DONE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 
 import pytest
 import typer.main
@@ -23,6 +24,14 @@ def told(page: str) -> list[str]:
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     lines = [line.partition("#")[0] for block in blocks for line in re.split(r"\n|; ", block)]
     return [" ".join(each.split()) for each in (*inline, *lines) if each.strip().startswith("myhealth ")]
+
+
+def blocks(page: str) -> list[str]:
+    """Return the `sh` blocks of a page, without what they are indented by."""
+    text = (ROOT / "docs" / "runbooks" / f"{page}.md").read_text("utf-8")
+    return [
+        textwrap.dedent(each) for each in re.findall(r"^ *```sh\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -46,3 +55,4 @@ def test_what_a_page_tells_to_type_exists(page: str) -> None:
 def test_both_languages_say_the_same_commands() -> None:
     german = set(told("first-deployment.de"))
     assert german == set(told("first-deployment"))
+    assert blocks("first-deployment.de") == blocks("first-deployment")

@@ -27,8 +27,10 @@ _QUERY = (
     [
         (
             _RELEASE_COMMAND,
-            "release command failed; agent-backend: the database belongs to another app; "
-            + "hint: point DATABASE_URL at this environment's own",
+            (
+                "release command failed; agent-backend: the database belongs to another app; "
+                "hint: point DATABASE_URL at this environment's own"
+            ),
         ),
         (_QUERY, 'failed retrieving the user: Post "h": no'),
         ("Error: app name 'x' is taken", "app name 'x' is taken"),

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from myhealth_cli.deploy import flyctl, load
+from myhealth_cli.deploy import flyctl, load, values
 from myhealth_cli.deploy import world as world_module
 from myhealth_cli.deploy.environments import ENVIRONMENTS, deployed
 from myhealth_cli.deploy.errors import FlyctlError, NothingChangedError
@@ -152,6 +152,19 @@ async def toml_valid(environment: Deployed, world: World) -> Found:
         return failed(str(error), f"correct {environment.config}")
     except TimeoutError:
         return unknown("flyctl did not end in time", "Is the network there?")
+    return ok()
+
+
+async def signed(environment: Deployed, world: World) -> Found:
+    """See that named persons have signed what the server says to people and asks of them."""
+    try:
+        report = await asyncio.to_thread(values.config_report, environment, world.checkout(), {})
+    except NothingChangedError as error:
+        raise CannotSay(str(error), error.hint) from error
+    drafts = [each for each in (*report.errors, *report.warnings) if "is a draft" in each.problem]
+    if drafts:
+        hint = "docs/design/safety.md and consent.md say who reads and signs them"
+        return failed(f"{len(drafts)} files are drafts", hint)
     return ok()
 
 

@@ -80,6 +80,8 @@ def _of(environment: Deployed) -> list[Item]:
         ("ready", "/readyz: database and migrations", checks.ready),
         ("version", "/version", checks.version),
     ]
+    if environment.name == "production":
+        looks.append(("signed", "Consent and safety texts are signed", checks.signed))
     section = f"{environment.name.capitalize()} ({environment.app})"
     return [
         Item(section, f"{environment.name}.{name}", title, partial(look, environment))

@@ -148,14 +148,18 @@ class Problem(msgspec.Struct, frozen=True):
     warning: bool = False
 
 
-class _Said(msgspec.Struct, frozen=True):
+class Said(msgspec.Struct, frozen=True):
+    """What the server says of one setting or file."""
+
     problem: str
     hint: str = ""
 
 
-class _Report(msgspec.Struct, frozen=True):
-    errors: tuple[_Said, ...] = ()
-    warnings: tuple[_Said, ...] = ()
+class Report(msgspec.Struct, frozen=True):
+    """What `agent-backend check-config --json` prints."""
+
+    errors: tuple[Said, ...] = ()
+    warnings: tuple[Said, ...] = ()
 
 
 def look(environment: Deployed, root: Path, values: Mapping[str, str]) -> list[Problem]:
@@ -176,7 +180,7 @@ def look(environment: Deployed, root: Path, values: Mapping[str, str]) -> list[P
     return [each for each in found if each.says.partition(" ")[0] in values]
 
 
-def config_report(environment: Deployed, root: Path, values: Mapping[str, str]) -> _Report:
+def config_report(environment: Deployed, root: Path, values: Mapping[str, str]) -> Report:
     """Return what `agent-backend check-config` says. Raises NothingChangedError: nothing."""
     try:
         settings = tomllib.loads((root / environment.config).read_text("utf-8")).get("env", {})
@@ -191,7 +195,7 @@ def config_report(environment: Deployed, root: Path, values: Mapping[str, str]) 
             timeout=_CHECK_S,
             check=False,
         )
-        return msgspec.json.decode(ended.stdout, type=_Report)
+        return msgspec.json.decode(ended.stdout, type=Report)
     except (OSError, ValueError, subprocess.TimeoutExpired, msgspec.MsgspecError) as error:
         raise NothingChangedError(
             f"the values cannot be looked at ({type(error).__name__})",
