@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -52,7 +53,7 @@ def test_a_machine_without_a_login_says_because() -> None:
         "title": "Staging Environment deployed",
         "state": "unknown",
         "detail": "--offline",
-        "hint": "leave --offline out",
+        "hint": "leave it out",
     }
 
 
@@ -64,6 +65,16 @@ def test_the_epics_lists_are_all_there_in_its_words_and_order() -> None:
     done = epic.index("## Definition of Done")
     customers = re.findall(r'^\| \[[ x]\] "(.+?)" \|', epic[done:], re.MULTILINE)
     assert [title for title, section in ours.items() if section == doctor.DONE] == customers
+
+
+def test_the_picture_shows_todays_list() -> None:
+    """`scripts/picture.py doctor` takes it again."""
+    picture = (ROOT / "docs" / "images" / "doctor.svg").read_text("utf-8")
+    seen = " ".join(html.unescape(re.sub(r"<[^>]*>", "", picture)).split())
+    at = 0
+    for each in doctor.items():
+        at = seen.find(each.title[:40], at)
+        assert at >= 0, f"{each.title} is not in the picture, or not in its place"
 
 
 def test_no_secret_is_ever_shown() -> None:

@@ -70,7 +70,7 @@ class World:
     def online(self) -> None:
         """Refuse when nothing may be asked over the network. Raises CannotSay."""
         if self.offline:
-            raise CannotSay("--offline", "leave --offline out")
+            raise CannotSay("--offline", "leave it out")
 
     def flyctl(self) -> Flyctl:
         """Return flyctl. Raises CannotSay."""
