@@ -7,7 +7,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from myhealth_cli.deploy import load, probe
-from myhealth_cli.deploy.errors import NothingChangedError
+from myhealth_cli.deploy.errors import GateError, NothingChangedError
 from myhealth_cli.deploy.lock import file_lock
 from myhealth_cli.tokens import tokens_for
 
@@ -126,4 +126,7 @@ async def test_a_load_that_nobody_lets_in() -> None:
         bounds, tokens = load.Bounds(clients=1, turns=1, seconds=1), tokens_for(url, "t", "u")
         with pytest.raises(NothingChangedError) as refused:
             await load.measure(url, bounds, tokens)
+        async with probe.Probe(url) as asks:
+            with pytest.raises(GateError, match="are SUPABASE_URL and CANARY"):
+                await asks.ask(tokens)
     assert "--token" in refused.value.hint

@@ -13,7 +13,15 @@ import aiohttp
 import msgspec
 
 from myhealth_cli import events
-from myhealth_cli.client import Client, Connection, Item, Patience, Profile, UnreachableError
+from myhealth_cli.client import (
+    Client,
+    Connection,
+    Item,
+    Patience,
+    Profile,
+    RefusedError,
+    UnreachableError,
+)
 from myhealth_cli.consent import missing
 from myhealth_cli.deploy.errors import GateError, NothingChangedError
 from myhealth_cli.errors import MyHealthError
@@ -165,7 +173,9 @@ class Probe:
         except GateError:
             raise
         except MyHealthError as error:
-            raise GateError(f"the canary is refused: {error}") from error
+            unknown = isinstance(error, RefusedError) and error.status == 401
+            rest = "; are SUPABASE_URL and CANARY_* this environment's?" if unknown else ""
+            raise GateError(f"the canary is refused: {error}{rest}") from error
 
 
 def _said(status: int, body: bytes) -> str:
