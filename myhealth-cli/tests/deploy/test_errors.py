@@ -111,6 +111,13 @@ def test_a_load_on_what_is_no_address(url: str) -> None:
         load.run(url, load.Bounds(clients=1, turns=1, seconds=1), token="t", yes=True, as_json=False)
 
 
+class _Elsewhere:
+    """A user of another project: signed in, and known to nobody here."""
+
+    async def token(self, *, renew: bool = False) -> str:
+        return f"a token, {renew}"
+
+
 async def test_a_load_that_nobody_lets_in() -> None:
     async def refuse(request: web.Request) -> web.Response:
         if request.path == "/readyz":
@@ -128,5 +135,5 @@ async def test_a_load_that_nobody_lets_in() -> None:
             await load.measure(url, bounds, tokens)
         async with probe.Probe(url) as asks:
             with pytest.raises(GateError, match="are SUPABASE_URL and CANARY"):
-                await asks.ask(tokens)
+                await asks.ask(_Elsewhere())
     assert "--token" in refused.value.hint
