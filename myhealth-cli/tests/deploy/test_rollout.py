@@ -99,3 +99,42 @@ async def test_a_note_is_said_again_when_the_answer_was_lost(tmp_path: Path) -> 
     finally:
         await runner.cleanup()
     assert len(asked) == 3
+
+
+async def test_a_build_is_told_its_base_by_digest(tmp_path: Path) -> None:
+    stand_in, backend = StandIn(tmp_path, A), tmp_path / "agent-backend"
+    backend.mkdir()
+    (backend / "Dockerfile").write_text("ARG PYTHON=python:3.11\nFROM ${PYTHON}\n", "utf-8")
+    steps = (plan.BuildImage(STAGING.app, STAGING.config, "label"),)
+
+    async def build() -> str:
+        rollout = Rollout(stand_in.fly, folder=tmp_path)
+        return (await rollout.run(plan.Plan(app=STAGING.app, steps=steps))).error
+
+    assert not await build()
+    (backend / "base-image.digest").write_text("python:3.11 sha256:00\n", "utf-8")
+    assert not await build()
+    (backend / "base-image.digest").write_text("python:3.10 sha256:00\n", "utf-8")
+    assert "not the Dockerfile's base" in await build()
+    without, pinned = stand_in.heard("deploy")
+    assert "--build-arg" not in without
+    assert pinned[pinned.index("--build-arg") + 1] == "PYTHON=python:3.11@sha256:00"
+
+
+async def test_a_machine_that_a_request_has_woken_meanwhile_is_awake(tmp_path: Path) -> None:
+    """It slept when we looked, and refuses our start because it runs; Fly is away for a moment besides."""
+    listed = '[{"id": "m1", "state": "%s"}]'
+    text = f"""#!/bin/sh
+cd {tmp_path}
+echo x >>calls
+[ "$2" = start ] && {{ echo "Error: it is started" >&2; exit 1; }}
+case "$(wc -l <calls)" in
+    1) echo '{listed % "stopped"}' ;;
+    3) echo "Error: try again" >&2; exit 1 ;;
+    *) echo '{listed % "started"}' ;;
+esac
+"""
+    rollout = Rollout(flyctl.Flyctl(program(tmp_path, text), tmp_path), folder=tmp_path)
+    outcome = await rollout.run(plan.Plan(app="app", steps=(plan.WakeMachines("app"),)))
+    assert outcome.ok, outcome
+    assert (tmp_path / "calls").read_text("utf-8").count("x") == 4

@@ -26,6 +26,7 @@ _BUILD_S: Final = 1800.0
 _DEPLOY_S: Final = 900.0
 _LOOK_S: Final = 5.0
 """How often a bake looks."""
+_LOOK_TRIES: Final = 3
 _START_TRIES: Final = 10
 _SHORT: Final = 3
 """What is no longer than this is no secret, but could be a part of any word."""
@@ -57,6 +58,21 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What was proven, by its digest; empty unless `ok`."""
     left: str = ""
     """What state things are in, in words."""
+
+
+def _base(dockerfile: Path) -> tuple[str, ...]:
+    """Return how a build is told its base by digest, where that is kept (scripts/base_digest.py).
+
+    That a tag had this digest when CI looked says nothing of what a builder pulls later, or has from before.
+    Raises GateError when it is the digest of another tag.
+    """
+    file = dockerfile.with_name("base-image.digest")
+    if not file.exists():
+        return ()
+    tag, _, digest = file.read_text(encoding="utf-8").strip().partition(" ")
+    if f"ARG PYTHON={tag}\n" not in dockerfile.read_text(encoding="utf-8"):
+        raise GateError(f"{file.name} is about {tag}, which is not the Dockerfile's base")
+    return ("--build-arg", f"PYTHON={tag}@{digest}")
 
 
 def _bound(step: Step) -> float:
@@ -217,9 +233,10 @@ class Rollout:
                 return await self._note(step)
 
     async def _build(self, step: plan.BuildImage) -> str:
-        dockerfile = str((self._folder / step.config).parent / "Dockerfile")
+        dockerfile = (self._folder / step.config).parent / "Dockerfile"
         await self._fly.run(
-            *("deploy", ".", "--app", step.app, "--config", step.config, "--dockerfile", dockerfile),
+            *("deploy", ".", "--app", step.app, "--config", step.config, "--dockerfile", str(dockerfile)),
+            *_base(dockerfile),
             *("--build-only", "--push", "--image-label", step.label, "--yes"),
             seconds=_BUILD_S,
         )
@@ -254,8 +271,20 @@ class Rollout:
                 except FlyctlError as error:
                     if not left:
                         raise GateError(f"machine {machine.id} does not start: {error}") from error
+                    # A request may have woken it since we looked; one that runs may refuse a start.
+                    if any(e.id == machine.id and e.state == "started" for e in await self._look(app)):
+                        break
                     await asyncio.sleep(1)
         return f"{sum(each.state != 'started' for each in found)} of {len(found)} were not running"
+
+    async def _look(self, app: str) -> tuple[state.Machine, ...]:
+        """Return the machines. That Fly's API is away for a moment is no fault of a release: ask again."""
+        for _ in range(_LOOK_TRIES - 1):
+            try:
+                return await state.machines(self._fly, app)
+            except FlyctlError:
+                await asyncio.sleep(1)
+        return await state.machines(self._fly, app)
 
     async def _compare(self, step: plan.CompareImages) -> str:
         assert self._api is not None, "a plan that compares is given the API"
@@ -278,7 +307,7 @@ class Rollout:
         known: dict[str, int] | None = None
         async with Probe(step.url, self._patiences) as probe:
             while (left := ends - time.monotonic()) > 0:
-                found = await state.machines(self._fly, step.app)
+                found = await self._look(step.app)
                 if known is None:
                     known = {each.id: state.newest(each) for each in found}
                 for each in found:
