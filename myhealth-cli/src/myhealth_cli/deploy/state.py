@@ -255,13 +255,15 @@ def noted(
 ) -> tuple[Image, ...]:
     """Return the proven images with `image` in front; `forget_newer`: without those before it so far.
 
-    `fled`: what ran before a rollback; where `image` was never noted, it is forgotten, too.
+    `fled`: what ran before a rollback. It is forgotten, and where `image` was never noted all before it is.
     """
     place = _place(image, before)
-    if place is None:
-        place = 0 if fled is None or (left := _place(fled, before)) is None else left + 1
-    kept = before[place:] if forget_newer else before
-    return (image, *(each for each in kept if not each.same(image)))[:KEPT]
+    if forget_newer and fled is not None:
+        place = _place(fled, before) if place is None else place
+        before = [each for each in before[place or 0 :] if not each.same(fled)]
+    elif forget_newer:
+        before = before[place or 0 :]
+    return (image, *(each for each in before if not each.same(image)))[:KEPT]
 
 
 def _place(image: Image, among: Sequence[Image]) -> int | None:
