@@ -12,6 +12,7 @@ from myhealth_cli.deploy.lock import file_lock
 from myhealth_cli.tokens import tokens_for
 
 from .installed import Ended, myhealth, nothing
+from .standin import program
 
 
 def refused(ended: Ended, *says: str) -> None:
@@ -59,6 +60,22 @@ def test_errors_as_json() -> None:
         "error": "production gets what staging has proven, never a build of its own",
         "hint": "myhealth promote",
     }
+
+
+def test_an_interrupt_is_a_document_too_and_ends_flyctl(tmp_path: Path) -> None:
+    (tmp_path / "agent-backend").mkdir()
+    (tmp_path / "agent-backend" / "fly.toml").touch()
+    hangs = program(tmp_path, f"#!/bin/sh\necho $$ >{tmp_path}/pid\nkill -INT $PPID\nexec sleep 60\n")
+    env = nothing(FLYCTL=str(hangs), PATH="/usr/bin:/bin")
+    ended = myhealth("deploy", "staging", "--json", folder=tmp_path, env=env)
+    assert ended.code == 1
+    assert ended.json() == {
+        "ok": False,
+        "changed": True,
+        "error": "interrupted",
+        "hint": "say the same again: it goes on from what is there",
+    }
+    assert not (Path("/proc") / (tmp_path / "pid").read_text("utf-8").strip()).exists()
 
 
 def test_one_at_a_time_on_a_host(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +41,14 @@ def test_whoever_read_along_may_go(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(BrokenPipeError):
             gone.write("still gone\n")
         os.dup2(os.open(os.devnull, os.O_WRONLY), here)
+
+
+def test_only_a_proven_image_is_handed_on_and_only_one_line_of_it(tmp_path: Path) -> None:
+    file = tmp_path / "output"
+    env = {"GITHUB_OUTPUT": str(file)}
+    for image in ("", "name:tag@sha256:00\nother=value"):
+        report.hand_on(Outcome(app="app", ok=True, changed=True, image=image), env)
+    assert not file.exists()
+    report.hand_on(Outcome(app="app", ok=True, changed=True, image="name:tag@sha256:00"), {})
+    report.hand_on(Outcome(app="app", ok=True, changed=True, image="name:tag@sha256:00"), env)
+    assert file.read_text("utf-8") == "image=name:tag@sha256:00\n"
