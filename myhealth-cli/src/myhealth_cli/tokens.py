@@ -106,6 +106,11 @@ class SignedIn:
                 return self._session.access_token
             try:
                 self._session = await self._open()
+            except msgspec.DecodeError as error:
+                raise TokenError(
+                    f"the issuer at {self._issuer.url} answers something else than a session",
+                    hint="Is the address right, and nothing between (a proxy, a login page)?",
+                ) from error
             except (aiohttp.ClientError, TimeoutError) as error:
                 if self._session is not None and not renew and now < self._ends_at:
                     return self._session.access_token  # the issuer is away; that need not stop anybody yet

@@ -119,3 +119,38 @@ async def test_a_lock_ends_by_flys_clock_and_not_by_ours(behind_s: float, tmp_pa
         noted(-600)
         async with lock.app_lock(api, stand_in.fly, STAGING.app, "us"):
             pass
+
+
+async def test_who_has_lost_the_lock_leaves_the_app_alone(tmp_path: Path) -> None:
+    """A laptop that slept through its lock wakes up in the middle of somebody else's deploy."""
+    stand_in, notes = StandIn(tmp_path, A), list[str]()
+    async with (
+        machines_api(tmp_path, notes=notes) as url,
+        MachinesApi("token", url) as api,
+        lock.app_lock(api, stand_in.fly, STAGING.app, "us") as held,
+    ):
+        [machine] = json.loads((tmp_path / "machines").read_text("utf-8"))
+        machine["config"]["metadata"] = {lock.LOCK: f"them {time.time() + 600:.0f}"}
+        (tmp_path / "machines").write_text(json.dumps([machine]), "utf-8")
+        rollout = Rollout(stand_in.fly, folder=tmp_path, api=api, lock=held)
+        for step in (plan.DeployImage(STAGING.app, STAGING.config, A), plan.NoteGood(STAGING.app, A)):
+            wanted = plan.Plan(app=STAGING.app, steps=(step,), recovery=(step,))
+            outcome = await rollout.run(wanted)
+            assert not outcome.ok
+            assert outcome.error == f"them is deploying {STAGING.app} now: our lock had expired"
+    assert stand_in.heard("deploy") == []
+    assert len(notes) == 1, "only our own lock, at the beginning"
+    [machine] = json.loads((tmp_path / "machines").read_text("utf-8"))
+    assert machine["config"]["metadata"][lock.LOCK].startswith("them "), "theirs is not given back by us"
+
+
+async def test_what_was_deployed_by_hand_after_the_gates_is_not_noted_as_proven(tmp_path: Path) -> None:
+    stand_in, notes = StandIn(tmp_path, image("b")), list[str]()
+    async with machines_api(tmp_path, notes=notes) as url, MachinesApi("token", url) as api:
+        rollout = Rollout(stand_in.fly, folder=tmp_path, api=api)
+        steps = (plan.NoteGood(STAGING.app, A),)
+        assert "now, not" in (await rollout.run(plan.Plan(app=STAGING.app, steps=steps))).error
+        steps = (plan.NoteGood(STAGING.app, image("b")),)
+        outcome = await rollout.run(plan.Plan(app=STAGING.app, steps=steps))
+        assert outcome.image == image("b").ref, outcome
+    assert len(notes) == 1

@@ -42,4 +42,5 @@ def logs(name: str, *, follow: bool, as_json: bool) -> int:
     ground = asyncio.run(go())
     words = [str(ground.fly.binary), "logs", "--app", environment.app]
     words += ([] if follow else ["--no-tail"]) + (["--json"] if as_json else [])
-    return min(subprocess.run(words, check=False, cwd=ground.root, env=child_env()).returncode, 1)  # noqa: S603 - our own words
+    ended = subprocess.run(words, check=False, cwd=ground.root, env=child_env())  # noqa: S603 - our own words
+    return 1 if ended.returncode else 0  # a signal is negative

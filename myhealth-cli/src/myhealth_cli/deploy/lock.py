@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from myhealth_cli.deploy import state
-from myhealth_cli.deploy.errors import FlyctlError, NothingChangedError
+from myhealth_cli.deploy.errors import FlyctlError, LockLostError, NothingChangedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
@@ -81,10 +81,15 @@ class Held:
         """Hold it for what is done next, which takes `seconds` at most. Fly may be away: then it stays as is.
 
         Between two flyctls, never beside one: those carry the notes over as they were.
+        Raises LockLostError: it had expired (a laptop that slept), and somebody else has it.
         """
-        until = time.time() + self._ahead_s + max(LOCK_S, seconds + _MORE_S)
+        now = time.time() + self._ahead_s
+        until = now + max(LOCK_S, seconds + _MORE_S)
         with suppress(FlyctlError, OSError):
             if found := await state.machines(self._fly, self._app):
+                for other, ends in map(_noted, found):
+                    if other and other != self._who and ends > now:
+                        raise LockLostError(f"{other} is deploying {self._app} now: our lock had expired")
                 await self._api.set_metadata(self._app, found[0].id, LOCK, f"{self._who} {until:.0f}")
 
 

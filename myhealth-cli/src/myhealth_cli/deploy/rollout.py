@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from myhealth_cli.deploy import envfile, plan, registry, state
-from myhealth_cli.deploy.errors import FlyctlError, GateError
+from myhealth_cli.deploy.errors import FlyctlError, GateError, LockLostError
 from myhealth_cli.deploy.probe import Patiences, Probe
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _bound(step: Step) -> float:
             return _BUILD_S
         case plan.DeployImage():
             return _DEPLOY_S
-        case plan.WakeMachines():
+        case plan.WakeMachines() | plan.NoteGood():
             return _LOOK_S
         case plan.Bake():
             return step.seconds
@@ -113,27 +113,37 @@ class Rollout:
         self._patiences = patiences or Patiences()
         self._told = told
         self._lock = lock
+        self._compared = ""
+        """The reference that all machines had, with its digest, when their images were compared."""
         self._done: list[Done] = []
 
     async def run(self, wanted: Plan) -> Outcome:
         """Carry a plan out. Never raises for a step that fails: the outcome says it."""
-        error = await self._all(wanted.steps)
-        outcome = Outcome(
-            app=wanted.app,
+        outcome = Outcome(app=wanted.app, ok=False, changed=False, notes=wanted.notes)
+        try:
+            error = await self._all(wanted.steps)
+            outcome = self._so_far(outcome, error)
+            if not error:
+                return outcome
+            deployed = any(isinstance(each.step, plan.DeployImage) for each in self._done)
+            unproven = any(isinstance(each.step, plan.WakeMachines) for each in self._done)
+            if wanted.recovery and (deployed or unproven):
+                outcome = await self._recovered(wanted, outcome)
+        except LockLostError as error:
+            # What runs now is somebody else's matter: neither noted as proven by us nor taken back.
+            outcome = self._so_far(outcome, "; ".join(filter(None, (outcome.error, str(error)))))
+        return msgspec.structs.replace(outcome, left=await self._left(wanted.app))
+
+    def _so_far(self, outcome: Outcome, error: str) -> Outcome:
+        proven = [each.detail for each in self._done if isinstance(each.step, plan.NoteGood)]
+        return msgspec.structs.replace(
+            outcome,
             ok=not error,
             changed=any(isinstance(each.step, plan.CHANGES) for each in self._done),
             steps=tuple(self._done),
-            notes=wanted.notes,
             error=error,
+            image="" if error else "".join(proven[-1:]),
         )
-        if not error:
-            proven = [each.detail for each in self._done if isinstance(each.step, plan.NoteGood)]
-            return msgspec.structs.replace(outcome, image="".join(proven[-1:]))
-        deployed = any(isinstance(each.step, plan.DeployImage) for each in self._done)
-        unproven = any(isinstance(each.step, plan.WakeMachines) for each in self._done)
-        if wanted.recovery and (deployed or unproven):
-            outcome = await self._recovered(wanted, outcome)
-        return msgspec.structs.replace(outcome, left=await self._left(wanted.app))
 
     async def _recovered(self, wanted: Plan, failed: Outcome) -> Outcome:
         began = time.monotonic()
@@ -293,6 +303,7 @@ class Rollout:
         for each in found:
             if each.mispulled or not each.image_ref.is_of(ref):
                 raise GateError(f"machine {each.id} has {each.image_ref.exact} instead of {ref}")
+        self._compared = ref
         return f"{len(found)} machines, {ref.partition('@')[2]}"
 
     async def _ask(self, url: str) -> str:
@@ -323,6 +334,11 @@ class Rollout:
     async def _note(self, step: plan.NoteGood) -> str:
         assert self._api is not None, "a plan that notes is given the API"
         found = await state.machines(self._fly, step.app)
+        for each in found:
+            # The gates were passed some time ago: what runs by now, somebody's deploy by hand, is not proven.
+            same = each.image_ref.is_of(self._compared or step.image.ref)
+            if not same or each.release != step.image.release:
+                raise GateError(f"machine {each.id} has {each.image_ref.exact} now, not {step.image}")
         before = state.App(step.app, machines=found).good
         # By digest where it is known: a tag can come to mean another image.
         exact = {each.image_ref.exact for each in found}

@@ -249,8 +249,8 @@ async def _execute(
     outcome = await rollout.run(wanted)
     report.show_outcome(outcome, as_json=options.as_json)
     summary.write(summary.of_outcome(verb, outcome))
-    report.hand_on(outcome, os.environ)
     with suppress(OSError):  # a full disk here says nothing of the app there
+        report.hand_on(outcome, os.environ)
         report.record(ground.records, verb, outcome)
     return DONE if outcome.ok else FAILED
 
