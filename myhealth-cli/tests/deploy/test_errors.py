@@ -84,6 +84,9 @@ def test_one_at_a_time_on_a_host(tmp_path: Path) -> None:
         pass
     with file_lock(tmp_path, "app"):
         pass
+    (tmp_path / "file").touch()
+    with pytest.raises(NothingChangedError, match="cannot be written"), file_lock(tmp_path / "file", "app"):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from myhealth_cli.deploy import flyctl, plan
+from myhealth_cli.deploy import flyctl, plan, probe
 from myhealth_cli.deploy.errors import FlyctlError
 from myhealth_cli.deploy.machines_api import MachinesApi
 from myhealth_cli.deploy.probe import Patiences
 from myhealth_cli.deploy.rollout import Rollout
+from myhealth_cli.tokens import TokenError
 
 from .apps import STAGING, app, image, machine
 from .standin import StandIn, program
@@ -138,3 +139,10 @@ esac
     outcome = await rollout.run(plan.Plan(app="app", steps=(plan.WakeMachines("app"),)))
     assert outcome.ok, outcome
     assert (tmp_path / "calls").read_text("utf-8").count("x") == 4
+
+
+async def test_an_issuer_that_answers_something_else_is_said() -> None:
+    async with answering(b"<html>log in to this network</html>") as url:
+        user = probe.canary({**dict.fromkeys(probe.CANARY, "x"), "SUPABASE_URL": url})
+        with pytest.raises(TokenError, match="something else than a session"):
+            await user.token()

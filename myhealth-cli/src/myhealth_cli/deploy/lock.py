@@ -15,7 +15,7 @@ import fcntl
 import os
 import secrets
 import time
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -42,10 +42,16 @@ _LEASE_PAUSE_S: Final = 1.0
 def file_lock(folder: Path, app: str) -> Generator[int]:
     """Hold the host's lock of an app and yield its descriptor, for children that must hold it too.
 
-    Raises NothingChangedError when another process has it.
+    Raises NothingChangedError when another process has it, or the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{app}.lock").open("a+", encoding="utf-8") as file:
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((folder / f"{app}.lock").open("a+", encoding="utf-8"))
+        except OSError as error:
+            raise NothingChangedError(
+                f"{folder} cannot be written: {error.strerror}", hint="locks and records are kept there"
+            ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
