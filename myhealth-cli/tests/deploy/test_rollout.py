@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 
 from myhealth_cli.deploy import flyctl, plan, probe
+from myhealth_cli.deploy import rollout as rollout_module
 from myhealth_cli.deploy.errors import FlyctlError
 from myhealth_cli.deploy.machines_api import MachinesApi
 from myhealth_cli.deploy.probe import Patiences
@@ -146,3 +147,19 @@ async def test_an_issuer_that_answers_something_else_is_said() -> None:
         user = probe.canary({**dict.fromkeys(probe.CANARY, "x"), "SUPABASE_URL": url})
         with pytest.raises(TokenError, match="something else than a session"):
             await user.token()
+
+
+async def test_the_way_back_waits_for_the_leases_of_a_flyctl_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout_module, "_HELD_PAUSE_S", 0.01)
+    text = f"""#!/bin/sh
+echo x >>{tmp_path}/calls
+[ "$(wc -l <{tmp_path}/calls)" -ge 3 ] && exit 0
+echo "Error: failed to update machine m1: lease currently held by somebody" >&2
+exit 1
+"""
+    async with MachinesApi("token") as api:
+        rollout = Rollout(flyctl.Flyctl(program(tmp_path, text), tmp_path), folder=tmp_path, api=api)
+        wanted = plan.Plan(app="app", steps=(plan.DeployImage("app", STAGING.config, A),))
+        assert (await rollout.run(wanted)).ok

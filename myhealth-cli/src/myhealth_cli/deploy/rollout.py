@@ -27,6 +27,8 @@ _DEPLOY_S: Final = 900.0
 _LOOK_S: Final = 5.0
 """How often a bake looks."""
 _LOOK_TRIES: Final = 3
+_HELD_TRIES: Final = 8
+_HELD_PAUSE_S: Final = 4.0
 _START_TRIES: Final = 10
 _SHORT: Final = 3
 """What is no longer than this is no secret, but could be a part of any word."""
@@ -256,14 +258,22 @@ class Rollout:
         assert self._api is not None, "a plan that deploys is given the API"
         ref = await registry.pinned(await self._api.token(), step.app, step.image.ref)
         # DNS is doctor's business. Smoke checks stay: they stop flyctl at the first machine that dies.
-        await self._fly.run(
+        words = (
             *("deploy", "--app", step.app, "--config", step.config, "--image", ref),
             *("--env", f"RELEASE={step.image.release}", "--yes", "--dns-checks=false"),
             *(() if step.ha else ("--ha=false",)),
             *(() if step.smoke else ("--smoke-checks=false",)),
             *(() if step.migrate else ("--skip-release-command",)),
-            seconds=_DEPLOY_S,
         )
+        for left in reversed(range(_HELD_TRIES)):
+            try:
+                await self._fly.run(*words, seconds=_DEPLOY_S)
+                break
+            except FlyctlError as error:
+                # A killed flyctl leaves its leases behind, for 13 s; the next one gives up on them at once.
+                if not left or "lease currently held" not in str(error):
+                    raise
+                await asyncio.sleep(_HELD_PAUSE_S)
         return ref
 
     async def _wake(self, app: str) -> str:
