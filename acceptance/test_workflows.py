@@ -141,6 +141,22 @@ def test_production_gets_the_digest_that_this_run_has_built() -> None:
     assert promote["env"]["IMAGE"] == "${{ needs.staging.outputs.image }}"
 
 
+def test_what_is_typed_into_the_form_of_a_rollback_is_no_option() -> None:
+    [command] = [command for _, command in runs("rollback") if "/myhealth " in command]
+    script = command.replace(".venv/bin/myhealth", "printf '%s\\n'")
+    env = {"PATH": "/usr/bin:/bin", "ENVIRONMENT": "production"}
+
+    def words(number: str) -> list[str]:
+        done = subprocess.run(
+            ["sh", "-c", script], env={**env, "NUMBER": number}, capture_output=True, check=True
+        )
+        return done.stdout.decode().splitlines()
+
+    assert words("")[-1] == "--"
+    assert words("7")[-2:] == ["--", "7"]
+    assert words("--dry-run")[-2:] == ["--", "--dry-run"]
+
+
 def test_production_is_tried_on_the_new_schema_before_it_gets_the_release() -> None:
     commands = [command for job, command in runs("deploy-agents") if job == "production"]
     skew = ".venv/bin/python scripts/version_skew.py --running production"
