@@ -126,7 +126,7 @@ async def test_who_has_lost_the_lock_leaves_the_app_alone(tmp_path: Path) -> Non
     stand_in, notes = StandIn(tmp_path, A), list[str]()
     async with (
         machines_api(tmp_path, notes=notes) as url,
-        MachinesApi("token", url) as api,
+        MachinesApi(stand_in.fly, url) as api,
         lock.app_lock(api, stand_in.fly, STAGING.app, "us") as held,
     ):
         [machine] = json.loads((tmp_path / "machines").read_text("utf-8"))
@@ -146,7 +146,7 @@ async def test_who_has_lost_the_lock_leaves_the_app_alone(tmp_path: Path) -> Non
 
 async def test_what_was_deployed_by_hand_after_the_gates_is_not_noted_as_proven(tmp_path: Path) -> None:
     stand_in, notes = StandIn(tmp_path, image("b")), list[str]()
-    async with machines_api(tmp_path, notes=notes) as url, MachinesApi("token", url) as api:
+    async with machines_api(tmp_path, notes=notes) as url, MachinesApi(stand_in.fly, url) as api:
         rollout = Rollout(stand_in.fly, folder=tmp_path, api=api)
         steps = (plan.NoteGood(STAGING.app, A),)
         assert "now, not" in (await rollout.run(plan.Plan(app=STAGING.app, steps=steps))).error

@@ -159,7 +159,9 @@ echo x >>{tmp_path}/calls
 echo "Error: failed to update machine m1: lease currently held by somebody" >&2
 exit 1
 """
-    async with MachinesApi("token") as api:
+    signed_in = tmp_path / "signed-in"
+    signed_in.mkdir()
+    async with MachinesApi(StandIn(signed_in, A).fly) as api:
         rollout = Rollout(flyctl.Flyctl(program(tmp_path, text), tmp_path), folder=tmp_path, api=api)
         wanted = plan.Plan(app="app", steps=(plan.DeployImage("app", STAGING.config, A),))
         assert (await rollout.run(wanted)).ok
