@@ -20,8 +20,16 @@ import yaml
 from .installed import ROOT, Ended
 from .stage import MISSING, Stage, find, stage
 
-HERE = ("make ", "python3 scripts/base_digest.py", ".venv/bin/python scripts/version_skew.py")
+HERE = ("make ", "python3 scripts/base_digest.py")
 """Steps that need a whole clone or a registry: `make` runs this very test."""
+RELEASE = {
+    "scripts/bootstrap.py": f"""
+from pathlib import Path
+Path(".venv").symlink_to({str(Path(sys.executable).parent.parent)!r})
+""",
+    "acceptance/test_turns.py": "def test_turns(): pass",
+}
+"""What version_skew.py needs of a release: here it has this environment, and one test."""
 
 
 def steps(workflow: str, job: str) -> list[str]:
@@ -42,7 +50,12 @@ def fly(tmp_path: Path) -> Generator[Stage]:
             assert made.run("setup", environment, "--from", secrets, "--json").code == 0
         scripts = made.checkout / "scripts"
         scripts.mkdir()
-        shutil.copy(ROOT / "scripts/staging_runs.py", scripts)
+        for name in ("staging_runs", "version_skew"):
+            shutil.copy(ROOT / f"scripts/{name}.py", scripts)
+        (made.checkout / "acceptance").mkdir()
+        for name, text in RELEASE.items():
+            (made.checkout / name).write_text(text, "utf-8")
+        (made.checkout / "agent-backend/migrations").symlink_to(ROOT / "agent-backend/migrations")
         (made.checkout / ".gitignore").write_text(".local/\n", "utf-8")
         made.env["GITHUB_OUTPUT"] = str(tmp_path / "output")
         git(made, "init", "--quiet", "--initial-branch=main")
@@ -72,9 +85,9 @@ def do(made: Stage, command: str, *more: str) -> Ended:
     match shlex.split(command):
         case [".venv/bin/myhealth", *words]:
             return made.run(*words, *more)
-        case [".venv/bin/python", script]:
+        case [".venv/bin/python", script, *words]:
             ended = subprocess.run(
-                [sys.executable, script],
+                [sys.executable, script, *words],
                 cwd=made.checkout,
                 env=made.env,
                 capture_output=True,
@@ -107,21 +120,26 @@ def test_the_steps_take_a_commit_to_production_and_a_second_one_back(fly: Stage)
     assert [shlex.split(each)[:2] for each in (*staging, *production)] == [
         [".venv/bin/myhealth", "deploy"],
         [".venv/bin/python", "scripts/staging_runs.py"],
+        [".venv/bin/python", "scripts/version_skew.py"],
         [".venv/bin/myhealth", "promote"],
     ]
     first = commit(fly, "first")
     succeed(to_staging, staging[0], first)
-    for each in production:
-        succeed(to_production, each, first)
+    runs, skew, promote = production
+    succeed(to_production, runs, first)
+    assert "production runs nothing yet" in succeed(to_production, skew, first).out
+    succeed(to_production, promote, first)
     assert fly.release("production") == fly.release() == first
     output = Path(fly.env["GITHUB_OUTPUT"])
     built = output.read_text("utf-8")
     assert "@sha256:" in built
     second = commit(fly, "second")
     succeed(to_staging, staging[0], second)
+    # Before that one may follow: what production runs passes its tests on the schema.
+    assert f"skew: {first} on " in succeed(to_production, skew, second).out
     # Somebody says yes to the first commit only now, when staging runs the second.
     git(fly, "checkout", "--quiet", first)
-    late = do(to_production, production[0])
+    late = do(to_production, runs)
     assert late.code == 1
     assert f"staging runs {second}, not {first}" in late.out
     # Nor does it get further where somebody with staging's token has given the second one the first's name.
@@ -139,6 +157,7 @@ def token(made: Stage, *environments: str) -> Stage:
     return made.without("FLY_API_TOKEN", FLY_API_TOKEN=made.deploy_token(*environments))
 
 
-def succeed(made: Stage, command: str, release: str) -> None:
+def succeed(made: Stage, command: str, release: str) -> Ended:
     ended = do(made, command, *local(made, command, release))
     assert ended.code == 0, (command, ended.out, ended.err)
+    return ended
