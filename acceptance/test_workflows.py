@@ -119,7 +119,10 @@ def test_nothing_that_changes_an_app_is_cut_off_or_runs_beside_another() -> None
 def test_a_deploy_is_tested_built_once_and_goes_through_staging() -> None:
     on = workflow("deploy-agents")["on"]
     assert on["push"]["branches"] == ["main"]
-    assert {"agent-backend/**", ".github/workflows/deploy-agents.yml"} <= set(on["push"]["paths"])
+    assert set(on["push"]["paths"]) == {
+        *("agent-backend/**", "uv.lock", ".dockerignore"),
+        ".github/workflows/deploy-agents.yml",
+    }
     all_jobs = jobs("deploy-agents")
     assert list(all_jobs) == ["test", "staging", "production"]
     assert all_jobs["staging"]["needs"] == "test"
@@ -219,6 +222,21 @@ def test_an_unknown_command_and_a_missing_script_are_found() -> None:
     for command in ("make nothing", "python3 scripts/nothing.py", "curl example"):
         with pytest.raises((AssertionError, pytest.fail.Exception)):
             _exists(command)
+
+
+@pytest.mark.parametrize("number", ["--help", "--dry-run", "-1", "7; false", " ", "last"])
+def test_a_number_that_is_none_rolls_nothing_back(number: str) -> None:
+    [(_, command)] = [each for each in runs("rollback") if "/myhealth " in each[1]]
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    ended = subprocess.run(
+        ["bash", "-e", "-c", command.replace(".venv/bin/", "")],
+        env={"PATH": path, "NUMBER": number, "ENVIRONMENT": "staging"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2, ended
+    assert "Invalid value" in ended.stderr
 
 
 # --- the scripts ----------------------------------------------------------------------------------------

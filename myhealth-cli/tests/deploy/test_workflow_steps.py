@@ -148,7 +148,9 @@ def test_the_steps_take_a_commit_to_production_and_a_second_one_back(fly: Stage)
     assert other.code == 2, other
     assert f"runs {fly.machines()[0].image_ref.exact}" in other.err
     [back] = steps("rollback", "rollback")
-    succeed(to_staging, back.replace(' -- ${NUMBER:+"$NUMBER"}', "").replace('"$ENVIRONMENT"', "staging"), "")
+    succeed(
+        to_staging, back.removesuffix(' -- ${NUMBER:+"$NUMBER"}').replace('"$ENVIRONMENT"', "staging"), ""
+    )
     assert fly.release("production") == fly.release() == first
 
 

@@ -173,7 +173,9 @@ def promote(
 
 
 def rollback(
-    number: Annotated[int | None, typer.Argument(help="A release's number, of `myhealth status`.")] = None,
+    number: Annotated[
+        int | None, typer.Argument(min=1, help="A release's number, of `myhealth status`.")
+    ] = None,
     *,
     environment: Annotated[str, typer.Option(help="staging or production.")] = "production",
     url: _Url = None,
