@@ -144,7 +144,7 @@ def test_the_steps_take_a_commit_to_production_and_a_second_one_back(fly: Stage)
     assert f"staging runs {second}, not {first}" in late.out
     # Nor does it get further where somebody with staging's token has given the second one the first's name.
     output.write_text(built.splitlines()[0] + "\n", "utf-8")
-    other = do(fly, production[1], *local(fly, production[1], first))
+    other = do(to_production, promote, *local(to_production, promote, first))
     assert other.code == 2, other
     assert f"runs {fly.machines()[0].image_ref.exact}" in other.err
     [back] = steps("rollback", "rollback")
