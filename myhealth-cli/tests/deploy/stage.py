@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -156,14 +156,26 @@ class Stage:
 
     @contextmanager
     def strategy(self, name: str) -> Generator[None]:
-        """Let the checkout's fly.staging.toml name another strategy for a while."""
-        file = self.checkout / deployed("staging").config
-        before = file.read_text("utf-8")
-        file.write_text(before.replace('strategy = "rolling"', f'strategy = "{name}"'), "utf-8")
+        """Let the checkout's fly.toml files name another strategy for a while."""
+        with self.toml({'strategy = "rolling"': f'strategy = "{name}"'}):
+            yield
+
+    @contextmanager
+    def toml(self, instead: Mapping[str, str]) -> Generator[None]:
+        """Let the checkout's fly.toml files say something else for a while."""
+        files = [self.checkout / deployed(name).config for name in ("staging", "production")]
+        before = {file: file.read_text("utf-8") for file in files}
+        for file, text in before.items():
+            now = text
+            for old, new in instead.items():
+                assert old in text, old
+                now = now.replace(old, new)
+            file.write_text(now, "utf-8")
         try:
             yield
         finally:
-            file.write_text(before, "utf-8")
+            for file, text in before.items():
+                file.write_text(text, "utf-8")
 
     def url(self, environment: str = "staging") -> str:
         """Return where the app's edge listens."""

@@ -1,6 +1,7 @@
 """Fifty people talk while every kind of broken release is deployed and taken back. Skipped without flyctl.
 
 Each release has a model of its own, so what a model was asked says which release has served a turn.
+By rolling onto one machine, always; the other scenes take minutes each: LONG_DEPLOYS=1 plays them too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +26,8 @@ import asyncpg
 import pytest
 
 from myhealth_cli.deploy.environments import deployed
+from myhealth_cli.deploy.lock import LOCK
+from myhealth_cli.deploy.state import Machine
 from myhealth_cli.tokens import Issuer
 
 from .crowd import Crowd, Turn
@@ -34,7 +37,7 @@ from .stage import MISSING, Stage, find, speaking, stage
 FLYCTL = find()
 pytestmark = [
     pytest.mark.skipif(FLYCTL is None, reason=MISSING),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900 if os.environ.get("LONG_DEPLOYS") else 300),
 ]
 APP = deployed("staging").app
 PEOPLE = 50
@@ -57,8 +60,26 @@ BROKEN = {
     "migration": "release command failed",
     "slow": "first word took more than 1 s",
 }
-# flyctl sees nothing of a machine that sleeps.
-ASLEEP = "/readyz is not good"
+
+
+class Scene(NamedTuple):
+    """How it is deployed, onto how many machines; what flyctl, or a gate, says of a crash."""
+
+    strategy: str = "rolling"
+    machines: int = 1
+    crash: str = "smoke checks"
+    # flyctl sees nothing of a machine that sleeps.
+    asleep: str = "/readyz is not good"
+
+
+_UNHEALTHY = "could not get all green machines to be healthy"
+_LONG = pytest.mark.skipif("LONG_DEPLOYS" not in os.environ, reason="minutes long: LONG_DEPLOYS=1 runs it")
+SCENES = (
+    pytest.param(Scene(), id="rolling"),
+    pytest.param(Scene("rolling", 2), id="two-machines", marks=_LONG),
+    pytest.param(Scene("bluegreen", 1, _UNHEALTHY, _UNHEALTHY), id="bluegreen", marks=_LONG),
+    pytest.param(Scene("bluegreen", 2, _UNHEALTHY, _UNHEALTHY), id="bluegreen-two-machines", marks=_LONG),
+)
 
 
 Call: TypeAlias = tuple[str, str, float]
@@ -122,9 +143,11 @@ class Told(NamedTuple):
     done: float
 
 
-async def deploy(fly: Stage, image: str) -> Told:
+async def deploy(fly: Stage, scene: Scene, image: str) -> Told:
     """Deploy, and note when the tool says what."""
-    words = ["--url", await asyncio.to_thread(fly.url), "--bake", "0", "--ready", "4", "--no-ha", "--json"]
+    words = ["--url", await asyncio.to_thread(fly.url), "--bake", "0", "--ready", "4", "--json"]
+    if scene.machines == 1:
+        words.append("--no-ha")
     if image.endswith(":slow"):
         words += ["--first-word", "1"]
     if not image.endswith(":crash"):
@@ -152,32 +175,60 @@ async def deploy(fly: Stage, image: str) -> Told:
     return Told(Ended(await process.wait(), out, lines), failed, done)
 
 
-async def breaks(fly: Stage, name: str, image: str, says: str) -> Deploy:
-    """Deploy a broken release; see that its gate says no and that the proven one serves again."""
+async def breaks(fly: Stage, scene: Scene, name: str, image: str, says: str) -> Deploy:
+    """Deploy a broken release; see that its gate says no and that the proven one serves everywhere again."""
     began = time.time()
-    ended, refused, safe = await deploy(fly, image)
+    ended, refused, safe = await deploy(fly, scene, image)
     assert ended.code == 1, ended
     outcome = ended.json()
     assert outcome["recovered"], outcome
     assert says in outcome["error"], outcome["error"]
-    assert "release steady" in outcome["left"]
-    assert await asyncio.to_thread(fly.release) == "steady"
+    await serves(fly, scene, "steady", outcome)
     assert began < refused < safe
     return Deploy(name, began, refused, safe)
 
 
-async def onto_a_sleeping_app(fly: Stage, crowd: Crowd, image: str) -> Deploy:
-    """Deploy while the app sleeps and nobody asks; they ask again as soon as its machine has the image."""
+async def serves(fly: Stage, scene: Scene, release: str, outcome: dict[str, Any]) -> None:
+    """See that this release, proven, is on each machine, each probed, and that no machine is left over."""
+    found = await asyncio.to_thread(fly.machines)
+    assert len(found) == scene.machines, outcome
+    for each in found:
+        assert (each.state, each.release) == ("started", release), outcome
+        assert each.good[0].release == release, outcome
+        assert not each.cordoned, outcome
+        assert LOCK not in each.config.metadata, outcome
+    probed = [each for each in outcome["steps"] if each["step"]["step"] == "probe_machines"][-1]
+    assert probed["detail"] == f"{scene.machines} machines, release {release}"
+    assert await asyncio.to_thread(fly.release) == release
+
+
+async def put_to_sleep(fly: Stage, machines: Sequence[Machine]) -> None:
+    ids = [each.id for each in machines]
+    await asyncio.to_thread(fly.flyctl, "machine", "stop", *ids, "--app", APP, "--wait-timeout", "10s")
+
+
+async def onto_a_sleeping_app(fly: Stage, scene: Scene, crowd: Crowd, image: str) -> Deploy:
+    """Deploy while the app sleeps and nobody asks; they ask again as soon as a machine has the image."""
     await crowd.hush()
-    machine = (await asyncio.to_thread(fly.machines))[0]
-    await asyncio.to_thread(fly.flyctl, "machine", "stop", machine.id, "--app", APP, "--wait-timeout", "10s")
-    deploying = asyncio.create_task(breaks(fly, "crash asleep", image, ASLEEP))
+    machines = await asyncio.to_thread(fly.machines)
+    before = {each.image_ref.exact for each in machines}
+    await put_to_sleep(fly, machines)
+    deploying = asyncio.create_task(breaks(fly, scene, "crash asleep", image, scene.asleep))
     while not deploying.done():
-        if (await asyncio.to_thread(fly.machines))[0].image_ref.exact != machine.image_ref.exact:
+        if {each.image_ref.exact for each in await asyncio.to_thread(fly.machines)} != before:
             break
         await asyncio.sleep(0.2)
     crowd.go_on()
     return await deploying
+
+
+async def onto_one_awake_and_one_asleep(fly: Stage, scene: Scene, images: dict[str, str]) -> list[Deploy]:
+    """Deploy what crashes, and what cannot stream, while one of two machines sleeps."""
+    broken: list[Deploy] = []
+    for name, says in (("crash", ""), ("mute", BROKEN["mute"])):
+        await put_to_sleep(fly, (await asyncio.to_thread(fly.machines))[:1])
+        broken.append(await breaks(fly, scene, f"{name}, half asleep", images[name], says))
+    return broken
 
 
 def served(models: dict[str, str]) -> list[Call]:
@@ -220,25 +271,33 @@ def report(broken: list[Deploy], turns: list[Turn], calls: list[Call]) -> None:
         )
 
 
-async def test_every_kind_of_broken_release_under_fifty_people(fly: Stage, models: dict[str, str]) -> None:
+@pytest.mark.parametrize("scene", SCENES)
+async def test_every_kind_of_broken_release_under_fifty_people(
+    fly: Stage, models: dict[str, str], scene: Scene
+) -> None:
     images = releases(fly, models)
-    first = (await deploy(fly, images["steady"])).ended
-    assert first.code == 0, first
+    kinds = {**BROKEN, "crash": scene.crash}
     issuer = Issuer(fly.env["SUPABASE_URL"], fly.env["SUPABASE_PUBLISHABLE_KEY"])
-    async with Crowd(fly.url(), issuer, PEOPLE) as crowd:
-        broken = [await breaks(fly, name, images[name], says) for name, says in BROKEN.items()]
-        broken.append(await onto_a_sleeping_app(fly, crowd, images["crash"]))
-        began_better = time.time()
-        last = (await deploy(fly, images["better"])).ended
-        assert last.code == 0, last
-        assert await asyncio.to_thread(fly.release) == "better"
-        is_better = time.time()
+    with fly.toml({'strategy = "rolling"': f'strategy = "{scene.strategy}"'}):
+        first = (await deploy(fly, scene, images["steady"])).ended
+        assert first.code == 0, first
+        async with Crowd(fly.url(), issuer, PEOPLE) as crowd:
+            broken = [await breaks(fly, scene, name, images[name], says) for name, says in kinds.items()]
+            broken.append(await onto_a_sleeping_app(fly, scene, crowd, images["crash"]))
+            if scene.machines == 2:
+                broken += await onto_one_awake_and_one_asleep(fly, scene, images)
+            began_better = time.time()
+            last = (await deploy(fly, scene, images["better"])).ended
+            assert last.code == 0, last
+            await serves(fly, scene, "better", last.json())
+            is_better = time.time()
     turns, calls, kept = crowd.turns, served(models), await states(fly)
     report(broken, turns, calls)
     reconnects = sum(each.reconnects for each in turns)
     print(f"{len(crowd.questions)} questions, {len(turns)} turns, {reconnects} reconnects")  # noqa: T201
     assert len(crowd.questions) > 5 * PEOPLE
 
+    mute = [each for each in broken if each.name.startswith("mute")]
     # No turn is lost: each has ended, as its client was told, and each question has its answer.
     assert all(question.answered for question in crowd.questions)
     for turn in turns:
@@ -246,7 +305,7 @@ async def test_every_kind_of_broken_release_under_fifty_people(fly: Stage, model
         # A failure is told only while a release that cannot stream is at its gate.
         if not turn.answered:
             assert turn.error == "provider_unreachable", turn
-            assert broken[0].began < turn.ended < broken[0].safe + 5, turn
+            assert any(each.began < turn.ended < each.safe + 5 for each in mute), turn
 
     # Once a broken release has been taken back, no turn reaches it; steady serves until better has come.
     for each in broken:

@@ -53,6 +53,13 @@ class DeployImage(msgspec.Struct, frozen=True, tag_field="step", tag="deploy_ima
     """With flyctl's own ten seconds at each machine, which stop it at the first one that dies."""
 
 
+class RemoveMachines(msgspec.Struct, frozen=True, tag_field="step", tag="remove_machines"):
+    """Take away what a bluegreen deploy that died has left; what they run is drained first."""
+
+    app: str
+    ids: tuple[str, ...]
+
+
 class WakeMachines(msgspec.Struct, frozen=True, tag_field="step", tag="wake_machines"):
     """Start whatever sleeps: flyctl checks nothing of a machine that does."""
 
@@ -104,6 +111,7 @@ Step: TypeAlias = (
     | StageSecrets
     | BuildImage
     | DeployImage
+    | RemoveMachines
     | WakeMachines
     | CompareImages
     | ProbeMachines
@@ -111,7 +119,7 @@ Step: TypeAlias = (
     | Bake
     | NoteGood
 )
-CHANGES: Final = (CreateApp, StageSecrets, BuildImage, DeployImage)
+CHANGES: Final = (CreateApp, StageSecrets, BuildImage, DeployImage, RemoveMachines)
 """Steps that change something a user or an operator could notice. A wake is not one."""
 
 
@@ -173,8 +181,9 @@ def deploy(
     Raises NothingChangedError: no app, or secrets missing.
     """
     _require(environment, app)
+    steps = tidying(app)
+    app = app.without(app.left_over)
     there = app.runs(image)
-    steps: list[Step] = []
     if not there:
         if build is not None:
             steps.append(BuildImage(environment.app, environment.config, build))
@@ -240,8 +249,10 @@ def rollback(environment: Deployed, app: App, number: int | None, *, bake: float
     own; what it leaves is told. Raises NothingChangedError.
     """
     _require(environment, app)
+    # With what is left over, so that a deploy that died is what is gone back from.
     image = _numbered(app, number) if number is not None else _before(app)
     steps = (
+        *tidying(app),
         DeployImage(environment.app, environment.config, image, migrate=False, smoke=False),
         *_gates(environment, image, url),
         Bake(environment.app, url, bake),
@@ -253,6 +264,12 @@ def rollback(environment: Deployed, app: App, number: int | None, *, bake: float
 _NOTHING_PROVEN: Final = "nothing proven to go back to: if this fails, the app stays as it is then"
 _NOTHING_ELSE: Final = "this is the image to go back to: if it fails now, no older one takes its place"
 _NOT_BACK: Final = "secrets, fly.toml and the database are not taken back"
+
+
+def tidying(app: App) -> list[Step]:
+    """Plan the end of what a deploy that died has left over."""
+    ids = tuple(each.id for each in app.left_over)
+    return [RemoveMachines(app.name, ids)] if ids else []
 
 
 def _require(environment: Deployed, app: App) -> None:

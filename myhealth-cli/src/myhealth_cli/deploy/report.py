@@ -37,6 +37,8 @@ def words(step: Step) -> str:  # noqa: C901, PLR0911 - one for each kind of step
         case plan.DeployImage():
             migrate = ", after the release command" if step.migrate else ", without the release command"
             return f"deploy {step.image} to {step.app}{migrate}"
+        case plan.RemoveMachines():
+            return f"remove what a deploy that died has left: machines {', '.join(step.ids)}"
         case plan.WakeMachines():
             return "wake every machine"
         case plan.CompareImages():

@@ -32,6 +32,8 @@ _HELD_PAUSE_S: Final = 4.0
 _START_TRIES: Final = 10
 _SHORT: Final = 3
 """What is no longer than this is no secret, but could be a part of any word."""
+_REMOVE_TRIES: Final = 20
+"""A second each. A flyctl that was killed holds its leases for 13 s more (`--lease-timeout`)."""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,9 +168,10 @@ class Rollout:
             app = state.App(wanted.app, machines=await state.machines(self._fly, wanted.app))
         except FlyctlError:
             return wanted.recovery
-        if isinstance(first, plan.DeployImage) and app.has(first.image):
-            return wanted.recovery[1:]
-        return wanted.recovery
+        tidy = tuple(plan.tidying(app))
+        if isinstance(first, plan.DeployImage) and app.without(app.left_over).has(first.image):
+            return (*tidy, *wanted.recovery[1:])
+        return (*tidy, *wanted.recovery)
 
     async def _left(self, app: str) -> str:
         try:
@@ -228,6 +231,8 @@ class Rollout:
                 return await self._build(step)
             case plan.DeployImage():
                 return await self._deploy(step)
+            case plan.RemoveMachines():
+                return await self._remove(step)
             case plan.WakeMachines():
                 return await self._wake(step.app)
             case plan.CompareImages():
@@ -257,6 +262,9 @@ class Rollout:
     async def _deploy(self, step: plan.DeployImage) -> str:
         assert self._api is not None, "a plan that deploys is given the API"
         ref = await registry.pinned(await self._api.token(), step.app, step.image.ref)
+        # Bluegreen refuses an app whose machines differ (ErrMultipleImageVersions): a rolling deploy
+        # was killed in its middle, or one machine has pulled something else.
+        app = state.App(step.app, machines=await state.machines(self._fly, step.app))
         # DNS is doctor's business. Smoke checks stay: they stop flyctl at the first machine that dies.
         words = (
             *("deploy", "--app", step.app, "--config", step.config, "--image", ref),
@@ -264,6 +272,7 @@ class Rollout:
             *(() if step.ha else ("--ha=false",)),
             *(() if step.smoke else ("--smoke-checks=false",)),
             *(() if step.migrate else ("--skip-release-command",)),
+            *(() if app.alike else ("--strategy", "rolling")),
         )
         for left in reversed(range(_HELD_TRIES)):
             try:
@@ -274,7 +283,23 @@ class Rollout:
                 if not left or "lease currently held" not in str(error):
                     raise
                 await asyncio.sleep(_HELD_PAUSE_S)
-        return ref
+        return ref if app.alike else f"{ref}, rolling: the machines differ"
+
+    async def _remove(self, step: plan.RemoveMachines) -> str:
+        """Let nothing new reach them, let them drain, then destroy them."""
+        # flyctl's own default would be SIGINT.
+        stop = ("stop", "--signal", "SIGTERM", "--timeout", "30", "--wait-timeout", "40s")
+        for machine in step.ids:
+            for left in reversed(range(_REMOVE_TRIES)):
+                try:
+                    for verb in (("cordon",), stop, ("destroy", "--force")):
+                        await self._fly.run("machine", *verb, machine, "--app", step.app)
+                    break
+                except FlyctlError as error:
+                    if not left:
+                        raise GateError(f"machine {machine} cannot be removed: {error}") from error
+                    await asyncio.sleep(1)
+        return f"{len(step.ids)} removed"
 
     async def _wake(self, app: str) -> str:
         """Start what sleeps. A start while a machine is being replaced is refused (412), and repeated."""

@@ -12,7 +12,7 @@ import msgspec
 from myhealth_cli.deploy.errors import FlyctlError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from myhealth_cli.deploy.flyctl import Flyctl
 
@@ -22,6 +22,8 @@ KEPT: Final = 5
 _NO_APP: Final = "could not find app"
 """What GraphQL says of an app that is not there, or not this token's."""
 _RELEASE_COMMAND: Final = "fly_app_release_command"
+_GENERATION: Final = "fly_bluegreen_deployment_tag"
+_REPLACED: Final = "safe_to_destroy"
 ASLEEP: Final = frozenset({"stopped", "suspended"})
 
 
@@ -127,6 +129,8 @@ class Machine(msgspec.Struct, frozen=True):
     id: str
     state: str = ""
     region: str = ""
+    cordoned: bool = False
+    """Fly's proxy sends it nothing."""
     image_ref: ImageRef = ImageRef()
     config: Config = Config()
     events: tuple[Event, ...] = ()
@@ -147,6 +151,17 @@ class Machine(msgspec.Struct, frozen=True):
     def asleep(self) -> bool:
         """Whether nothing runs in it and a request may start it."""
         return self.state in ASLEEP
+
+    @property
+    def generation(self) -> int:
+        """When the bluegreen deploy that made it began (seconds since 1970); 0: none did, or `replaced`."""
+        tag = self.config.metadata.get(_GENERATION, "")
+        return int(tag) if tag.isdecimal() else 0
+
+    @property
+    def replaced(self) -> bool:
+        """Whether bluegreen is done with it: others take requests instead."""
+        return self.cordoned or self.config.metadata.get(_GENERATION) == _REPLACED
 
     @property
     def good(self) -> tuple[Image, ...]:
@@ -195,6 +210,39 @@ class App(msgspec.Struct, frozen=True):
         """The image that every machine has; None if there is none or they differ."""
         found = {Image(each.image_ref.exact, each.release) for each in self.machines}
         return found.pop() if len(found) == 1 else None
+
+    @property
+    def left_over(self) -> tuple[Machine, ...]:
+        """What a bluegreen deploy that died has left: the new machines, or after its cut-over the old ones.
+
+        flyctl makes new machines cordoned, uncordons them when all are healthy, marks the old ones as safe to
+        destroy, cordons them, stops them, destroys them (internal/command/deploy/strategy_bluegreen.go). It
+        tags the new ones with the time, so that they differ from the old ones, and clears nothing up after a
+        kill; the next bluegreen then refuses to work, or takes all of them for the old ones.
+        """
+        newest = max((each.generation for each in self.machines), default=0)
+        new = tuple(each for each in self.machines if each.generation == newest)
+        old = tuple(each for each in self.machines if each.generation != newest)
+        if not newest or not old:
+            return ()
+        if any(each.replaced for each in old):
+            return old
+        # Between the last uncordon and the first mark both take requests: the old ones are the proven ones.
+        images = [{each.image_ref.exact for each in some} for some in (new, old)]
+        doubled = len(new) == len(old) and images[0].isdisjoint(images[1])
+        return new if doubled or any(each.cordoned for each in new) else ()
+
+    def without(self, machines: Collection[Machine]) -> App:
+        """Return the app as it is once these machines are gone."""
+        gone = {each.id for each in machines}
+        return msgspec.structs.replace(
+            self, machines=tuple(each for each in self.machines if each.id not in gone)
+        )
+
+    @property
+    def alike(self) -> bool:
+        """Whether all machines have images of one name and tag, as far as flyctl's bluegreen looks."""
+        return len({(each.image_ref.repository, each.image_ref.tag) for each in self.machines}) <= 1
 
     def has(self, image: Image) -> bool:
         """Say whether every machine has this image and release."""

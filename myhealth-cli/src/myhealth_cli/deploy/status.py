@@ -22,6 +22,9 @@ class MachineStatus(msgspec.Struct, frozen=True, kw_only=True):
     region: str
     image: str
     release: str
+    cordoned: bool
+    left_over: bool
+    """Of a bluegreen deploy that is at work, or that died: then the next deploy removes it."""
     checks: dict[str, str]
     proven: bool
     crashes: list[str]
@@ -53,7 +56,7 @@ def run(name: str, *, as_json: bool) -> int:
         environment=environment.name,
         app=app.name,
         url=environment.url,
-        machines=[_machine(each) for each in app.machines],
+        machines=[_machine(each, left_over=each in app.left_over) for each in app.machines],
         proven=app.good,
         releases=app.releases[:10],
         secrets=[f"{each.name} ({each.status})" if each.status else each.name for each in app.secrets],
@@ -65,7 +68,7 @@ def run(name: str, *, as_json: bool) -> int:
     return 0
 
 
-def _machine(machine: state.Machine) -> MachineStatus:
+def _machine(machine: state.Machine, *, left_over: bool) -> MachineStatus:
     image = state.Image(machine.image_ref.exact, machine.release)
     awake = "awake" if machine.state == "started" else "changing or broken"
     return MachineStatus(
@@ -75,6 +78,8 @@ def _machine(machine: state.Machine) -> MachineStatus:
         region=machine.region,
         image=machine.image_ref.exact,
         release=machine.release,
+        cordoned=machine.cordoned,
+        left_over=left_over,
         checks={each.name: each.status for each in machine.checks},
         proven=any(each.same(image) for each in machine.good[:1]),
         crashes=[each.crash for each in machine.events if each.crash],
@@ -88,6 +93,8 @@ def _words(found: Status) -> str:
     for each in found.machines:
         checks = ", ".join(f"{name} {status}" for name, status in each.checks.items()) or "no checks"
         proven = "proven" if each.proven else "NOT proven"
+        proven += ", cordoned" if each.cordoned else ""
+        proven += ", of a deploy that is at work or has died: deploy again" if each.left_over else ""
         lines += [
             f"  machine {each.id} in {each.region}: {each.is_} ({each.state}); {checks}",
             f"    {each.image}, release {each.release or '?'}, {proven}",
