@@ -14,6 +14,7 @@ from myhealth_cli import events
 from myhealth_cli.client import Client, Connection, Patience
 from myhealth_cli.deploy.probe import prepare
 from myhealth_cli.tokens import Issuer, SignedIn
+from myhealth_cli.transcript import Transcript
 
 _ACCOUNTS = 10
 _PATIENCE_S = 90.0
@@ -21,12 +22,17 @@ _PATIENCE_S = 90.0
 
 @dataclass
 class Turn:
-    """One turn as its client saw it. Times are seconds since the epoch; `error`: the code it failed with."""
+    """One turn as its client saw it. Times are seconds since the epoch; `error`: the code it failed with.
+
+    `text` is what stands on its screen in the end; `ends` how often it was told that the turn had ended.
+    """
 
     id: str
     began: float
     ended: float = 0.0
     characters: int = 0
+    text: str = ""
+    ends: int = 0
     error: str | None = None
     answered: bool = False
     reconnects: int = 0
@@ -119,20 +125,26 @@ class Crowd:
         session, turn_id = uuid4(), uuid4()
         turn = Turn(str(turn_id), time.time())
         question.turns.append(turn)
+        screen = Transcript()
         await client.put_session(session)
         async with aclosing(client.send(session, turn_id, f"Question {turn_id}.")) as items:
             async for item in items:
+                if not isinstance(item, Connection):
+                    screen.apply(item)
                 match item:
                     case events.TextContent():
                         turn.characters += len(item.delta)
                     case Connection(state="lost"):
                         turn.reconnects += 1
                     case events.RunError():
+                        turn.ends += 1
                         turn.error = item.code or item.message
                     case events.RunFinished():
+                        turn.ends += 1
                         turn.answered = turn.characters > 0 and (
                             item.outcome is None or item.outcome.type == "success"
                         )
                     case _:
                         pass
         turn.ended = time.time()
+        turn.text = "".join(block.text for block in screen.blocks if block.kind == "text")

@@ -37,7 +37,7 @@ from .stage import MISSING, Stage, find, speaking, stage
 FLYCTL = find()
 pytestmark = [
     pytest.mark.skipif(FLYCTL is None, reason=MISSING),
-    pytest.mark.timeout(900 if os.environ.get("LONG_DEPLOYS") else 300),
+    pytest.mark.timeout(300),
 ]
 APP = deployed("staging").app
 PEOPLE = 50
@@ -73,7 +73,10 @@ class Scene(NamedTuple):
 
 
 _UNHEALTHY = "could not get all green machines to be healthy"
-_LONG = pytest.mark.skipif("LONG_DEPLOYS" not in os.environ, reason="minutes long: LONG_DEPLOYS=1 runs it")
+_LONG = (
+    pytest.mark.skipif("LONG_DEPLOYS" not in os.environ, reason="minutes long: LONG_DEPLOYS=1 runs it"),
+    pytest.mark.timeout(1200),
+)
 SCENES = (
     pytest.param(Scene(), id="rolling"),
     pytest.param(Scene("rolling", 2), id="two-machines", marks=_LONG),

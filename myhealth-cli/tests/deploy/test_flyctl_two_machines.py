@@ -14,9 +14,10 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from urllib.request import Request, urlopen
 
+import asyncpg
 import psutil
 import pytest
 
@@ -26,7 +27,7 @@ from myhealth_cli.tokens import Issuer
 
 from .crowd import Crowd
 from .installed import Ended
-from .stage import MISSING, Stage, find, stage
+from .stage import MISSING, Stage, find, speaking, stage
 
 FLYCTL = find()
 pytestmark = [
@@ -87,21 +88,55 @@ def serves(fly: Stage, ended: Ended, release: str, environment: str = "staging")
 
 
 def raw(fly: Stage) -> Raw:
-    """Ask the Machines API itself: quicker than flyctl."""
+    """Ask the Machines API itself, which is quicker than flyctl; without a release command's machine."""
     url = f"{fly.fly_env['FLY_FLAPS_BASE_URL']}/v1/apps/{APP}/machines"
     request = Request(url, headers={"Authorization": f"Bearer {fly.fly_env['FLY_API_TOKEN']}"})
     with urlopen(request, timeout=10) as response:
-        return json.loads(response.read())
+        found = json.loads(response.read())
+    return [each for each in found if each["config"]["metadata"]["fly_process_group"] == "app"]
 
 
 @asynccontextmanager
-async def people(fly: Stage) -> AsyncGenerator[None]:
-    """Let ten people talk meanwhile; every question of theirs is answered, at the first try."""
+async def people(fly: Stage) -> AsyncGenerator[Crowd]:
+    """Let ten people talk meanwhile; every question of theirs is answered, once, at the first try."""
     issuer = Issuer(fly.env["SUPABASE_URL"], fly.env["SUPABASE_PUBLISHABLE_KEY"])
     async with Crowd(await asyncio.to_thread(fly.url), issuer, PEOPLE) as crowd:
-        yield
+        yield crowd
     assert len(crowd.questions) > PEOPLE
-    assert [turn for turn in crowd.turns if not turn.answered] == []
+    assert [turn for turn in crowd.turns if not turn.answered or turn.ends != 1] == []
+    kept = await settled(fly)
+    for turn in crowd.turns:
+        assert turn.text == kept[turn.id].text, turn
+
+
+class Kept(NamedTuple):
+    """A turn in the database: all that was answered, and how many owners have worked on it."""
+
+    text: str
+    owners: int
+
+
+async def settled(fly: Stage) -> dict[str, Kept]:
+    """Return every turn in the database."""
+    lines = (fly.folder / "staging.env").read_text("utf-8").splitlines()
+    url = next(each.partition("=")[2] for each in lines if each.startswith("DATABASE_URL="))
+    connection = await asyncpg.connect(url)
+    try:
+        rows = await connection.fetch(_SETTLED)
+    finally:
+        await connection.close()
+    return {row["id"]: Kept(row["text"], row["attempts"]) for row in rows}
+
+
+_SETTLED = """
+SELECT t.id::text, t.attempts, coalesce((
+    SELECT string_agg(block->>'text', '' ORDER BY m.n, place)
+    FROM myhealth.messages m, json_array_elements(m.content) WITH ORDINALITY AS blocks(block, place)
+    WHERE m.session_id = t.session_id AND m.turn_id = t.id
+        AND m.role = 'assistant' AND block->>'type' = 'text'
+), '') AS text
+FROM myhealth.turns t
+"""
 
 
 async def until(fly: Stage, moment: Callable[[Raw], bool]) -> Raw:
@@ -141,11 +176,11 @@ def old_cordoned(found: Raw) -> bool:
     return cut_over(found) and any(each["cordoned"] for each in found)
 
 
-def one_destroyed(found: Raw) -> bool:
+def old_stopping(found: Raw) -> bool:
     return cut_over(found) and any(each["state"] in {"stopping", "stopped"} for each in found)
 
 
-MOMENTS = (half_made, made_green, cut_over, old_cordoned, one_destroyed)
+MOMENTS = (half_made, made_green, cut_over, old_cordoned, old_stopping)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -209,6 +244,28 @@ async def test_the_lock_is_seen_from_elsewhere_during_bluegreen(fly: Stage) -> N
             assert "is deploying" in refused.err, (moment, refused)
         out, _ = await process.communicate()
     await asyncio.to_thread(serves, fly, Ended(process.returncode or 0, out.decode(), ""), "locked")
+
+
+# Bluegreen stops the old machines ten seconds after nothing new has reached them.
+@pytest.mark.parametrize(("strategy", "delay"), [("rolling", "100"), ("bluegreen", "400")])
+async def test_turns_that_outlast_the_drain_go_on_elsewhere(fly: Stage, strategy: str, delay: str) -> None:
+    """Answers take some seconds, the drain one: the other machine, or the green one, takes them over."""
+    words = ("anthropic_emulator", "serve", "--port", "0", "--ttft-ms", "100", "--delta-delay-ms", delay)
+    with (
+        speaking(*words, log=fly.folder / "log") as model,
+        fly.toml({'strategy = "rolling"': f'strategy = "{strategy}"', '"25"': '"1"'}),
+    ):
+        serve = f"env ANTHROPIC_BASE_URL={model['url']} {sys.executable} -m agent_backend serve"
+        names = [f"lasting-{strategy}-{number}" for number in (1, 2, 3)]
+        images = [await asyncio.to_thread(fly.program, name, serve) for name in names]
+        await asyncio.to_thread(serves, fly, await asyncio.to_thread(deploy, fly, images[0]), names[0])
+        async with people(fly) as crowd:
+            for name, image in zip(names[1:], images[1:], strict=True):
+                await asyncio.to_thread(serves, fly, await asyncio.to_thread(deploy, fly, image), name)
+    kept = await settled(fly)
+    moved = [turn for turn in crowd.turns if kept[turn.id].owners > 1]
+    print(f"{strategy}: {len(crowd.turns)} turns, {len(moved)} handed over")  # noqa: T201 - asked for
+    assert moved
 
 
 @pytest.mark.parametrize("strategy", ["rolling", "bluegreen"])
