@@ -24,7 +24,7 @@ _PATIENCE_S = 90.0
 class Turn:
     """One turn as its client saw it. Times are seconds since the epoch; `error`: the code it failed with.
 
-    `text` is what stands on its screen in the end; `ends` how often it was told that the turn had ended.
+    `text` is what stands on its screen in the end.
     """
 
     id: str
@@ -32,7 +32,6 @@ class Turn:
     ended: float = 0.0
     characters: int = 0
     text: str = ""
-    ends: int = 0
     error: str | None = None
     answered: bool = False
     reconnects: int = 0
@@ -137,10 +136,8 @@ class Crowd:
                     case Connection(state="lost"):
                         turn.reconnects += 1
                     case events.RunError():
-                        turn.ends += 1
                         turn.error = item.code or item.message
                     case events.RunFinished():
-                        turn.ends += 1
                         turn.answered = turn.characters > 0 and (
                             item.outcome is None or item.outcome.type == "success"
                         )

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 from urllib.request import urlopen
 
-import asyncpg
 import pytest
 
 from myhealth_cli.deploy.environments import deployed
@@ -30,6 +29,7 @@ from myhealth_cli.deploy.lock import LOCK
 from myhealth_cli.deploy.state import Machine
 from myhealth_cli.tokens import Issuer
 
+from . import kept
 from .crowd import Crowd, Turn
 from .installed import Ended
 from .stage import MISSING, Stage, find, speaking, stage
@@ -248,19 +248,6 @@ def served(models: dict[str, str]) -> list[Call]:
     return found
 
 
-async def states(fly: Stage) -> dict[str, str]:
-    """Return the state of every turn in the database."""
-    line = next(
-        each for each in (fly.folder / "staging.env").read_text().splitlines() if "DATABASE_URL" in each
-    )
-    connection = await asyncpg.connect(line.partition("=")[2])
-    try:
-        rows = await connection.fetch("SELECT id::text, state FROM myhealth.turns")
-    finally:
-        await connection.close()
-    return {row["id"]: row["state"] for row in rows}
-
-
 def report(broken: list[Deploy], turns: list[Turn], calls: list[Call]) -> None:
     """Print the time to safe state, and what each did to people: that is for people to judge."""
     for each in broken:
@@ -294,7 +281,7 @@ async def test_every_kind_of_broken_release_under_fifty_people(
             assert last.code == 0, last
             await serves(fly, scene, "better", last.json())
             is_better = time.time()
-    turns, calls, kept = crowd.turns, served(models), await states(fly)
+    turns, calls, there = crowd.turns, served(models), await kept.turns(fly)
     report(broken, turns, calls)
     reconnects = sum(each.reconnects for each in turns)
     print(f"{len(crowd.questions)} questions, {len(turns)} turns, {reconnects} reconnects")  # noqa: T201
@@ -304,7 +291,9 @@ async def test_every_kind_of_broken_release_under_fifty_people(
     # No turn is lost: each has ended, as its client was told, and each question has its answer.
     assert all(question.answered for question in crowd.questions)
     for turn in turns:
-        assert kept[turn.id] == ("completed" if turn.answered else "failed"), turn
+        assert there[turn.id].state == ("completed" if turn.answered else "failed"), turn
+        # And what was said is on the screen, once.
+        assert turn.text == there[turn.id].text or not turn.answered, turn
         # A failure is told only while a release that cannot stream is at its gate.
         if not turn.answered:
             assert turn.error == "provider_unreachable", turn

@@ -14,10 +14,9 @@ import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 from urllib.request import Request, urlopen
 
-import asyncpg
 import psutil
 import pytest
 
@@ -25,6 +24,7 @@ from myhealth_cli.deploy.environments import deployed
 from myhealth_cli.deploy.lock import LOCK
 from myhealth_cli.tokens import Issuer
 
+from . import kept
 from .crowd import Crowd
 from .installed import Ended
 from .stage import MISSING, Stage, find, speaking, stage
@@ -103,40 +103,10 @@ async def people(fly: Stage) -> AsyncGenerator[Crowd]:
     async with Crowd(await asyncio.to_thread(fly.url), issuer, PEOPLE) as crowd:
         yield crowd
     assert len(crowd.questions) > PEOPLE
-    assert [turn for turn in crowd.turns if not turn.answered or turn.ends != 1] == []
-    kept = await settled(fly)
+    assert [turn for turn in crowd.turns if not turn.answered] == []
+    there = await kept.turns(fly)
     for turn in crowd.turns:
-        assert turn.text == kept[turn.id].text, turn
-
-
-class Kept(NamedTuple):
-    """A turn in the database: all that was answered, and how many owners have worked on it."""
-
-    text: str
-    owners: int
-
-
-async def settled(fly: Stage) -> dict[str, Kept]:
-    """Return every turn in the database."""
-    lines = (fly.folder / "staging.env").read_text("utf-8").splitlines()
-    url = next(each.partition("=")[2] for each in lines if each.startswith("DATABASE_URL="))
-    connection = await asyncpg.connect(url)
-    try:
-        rows = await connection.fetch(_SETTLED)
-    finally:
-        await connection.close()
-    return {row["id"]: Kept(row["text"], row["attempts"]) for row in rows}
-
-
-_SETTLED = """
-SELECT t.id::text, t.attempts, coalesce((
-    SELECT string_agg(block->>'text', '' ORDER BY m.n, place)
-    FROM myhealth.messages m, json_array_elements(m.content) WITH ORDINALITY AS blocks(block, place)
-    WHERE m.session_id = t.session_id AND m.turn_id = t.id
-        AND m.role = 'assistant' AND block->>'type' = 'text'
-), '') AS text
-FROM myhealth.turns t
-"""
+        assert turn.text == there[turn.id].text, turn
 
 
 async def until(fly: Stage, moment: Callable[[Raw], bool]) -> Raw:
@@ -198,6 +168,32 @@ async def test_a_bluegreen_that_is_killed_is_said_again_and_leaves_no_machine(
             ended = await asyncio.to_thread(deploy, fly, image)
     await asyncio.to_thread(serves, fly, ended, name)
     assert any(each["step"]["step"] == "remove_machines" for each in ended.json()["steps"])
+
+
+@pytest.mark.parametrize("moment", [made_green, cut_over])
+async def test_a_flyctl_that_dies_during_bluegreen_is_taken_back(
+    fly: Stage, moment: Callable[[Raw], bool]
+) -> None:
+    before = (await asyncio.to_thread(fly.machines))[0].release
+    name = f"dies-{moment.__name__.replace('_', '-')}"
+    words = await asyncio.to_thread(deploying, fly, await asyncio.to_thread(fly.image, name))
+    with fly.strategy("bluegreen"):
+        async with people(fly):
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "myhealth_cli", *words),
+                cwd=fly.checkout,
+                env=fly.env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+            await until(fly, moment)
+            for each in psutil.Process(process.pid).children(recursive=True):
+                each.kill()
+            out, _ = await process.communicate()
+    assert process.returncode == 1, out
+    ended = Ended(0, out.decode(), "")
+    assert ended.json()["recovered"], ended
+    await asyncio.to_thread(serves, fly, ended, before)
 
 
 async def test_a_rolling_deploy_that_is_killed_between_two_machines_converges(fly: Stage) -> None:
@@ -262,8 +258,8 @@ async def test_turns_that_outlast_the_drain_go_on_elsewhere(fly: Stage, strategy
         async with people(fly) as crowd:
             for name, image in zip(names[1:], images[1:], strict=True):
                 await asyncio.to_thread(serves, fly, await asyncio.to_thread(deploy, fly, image), name)
-    kept = await settled(fly)
-    moved = [turn for turn in crowd.turns if kept[turn.id].owners > 1]
+    there = await kept.turns(fly)
+    moved = [turn for turn in crowd.turns if there[turn.id].owners > 1]
     print(f"{strategy}: {len(crowd.turns)} turns, {len(moved)} handed over")  # noqa: T201 - asked for
     assert moved
 
