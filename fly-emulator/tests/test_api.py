@@ -18,7 +18,7 @@ from fly_emulator.machines.api import ApiSettings, MachineSockets, create_api
 from fly_emulator.machines.fleet import Fleet, open_fleet
 from fly_emulator.machines.settings import MachineSettings
 
-from .fleets import QUICK, WEB, opened, shell, until
+from .fleets import QUICK, WEB, eventually, opened, shell, until
 from .fleets import web as web_config
 
 TOKEN = {"Authorization": "Bearer test"}
@@ -350,6 +350,20 @@ async def test_signals_are_sent_by_name_and_number(tmp_path: Path) -> None:
         await client.ok("POST", f"/{machine}/start")
         await client.ok("POST", f"/{machine}/signal", {"signal": 9})
         await until(client.fleet, lambda: found.state == "stopped")
+
+
+@pytest.mark.parametrize("said", ["0s", "", None, 0])
+async def test_a_stop_without_a_timeout_of_its_own_leaves_time_to_drain(tmp_path: Path, said: object) -> None:
+    async with serving(tmp_path) as client:
+        config = shell("trap 'sleep 0.2; exit 0' TERM; echo up; while :; do sleep 0.01; done")
+        machine = await client.create(config)
+        log = tmp_path / "logs" / f"{machine}.log"
+        await eventually(lambda: log.exists() and "up" in log.read_text())
+        # flyctl says "0s" where nobody has named a timeout.
+        await client.ok("POST", f"/{machine}/stop", {"signal": "SIGTERM", "timeout": said})
+        await client.ok("GET", f"/{machine}/wait?state=stopped")
+        exits = [event for event in await client.ok("GET", f"/{machine}/events") if event["type"] == "exit"]
+        assert exits[0]["request"]["exit_event"]["exit_code"] == 0
 
 
 async def test_restart_answers_first(tmp_path: Path) -> None:

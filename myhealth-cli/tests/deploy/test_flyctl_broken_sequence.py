@@ -284,7 +284,10 @@ async def test_every_kind_of_broken_release_under_fifty_people(
     turns, calls, there = crowd.turns, served(models), await kept.turns(fly)
     report(broken, turns, calls)
     reconnects = sum(each.reconnects for each in turns)
-    print(f"{len(crowd.questions)} questions, {len(turns)} turns, {reconnects} reconnects")  # noqa: T201
+    told = (
+        f"{len(crowd.questions)} questions, {len(turns)} turns, {len(calls)} calls, {reconnects} reconnects"
+    )
+    print(told)  # noqa: T201
     assert len(crowd.questions) > 5 * PEOPLE
 
     mute = [each for each in broken if each.name.startswith("mute")]
@@ -307,7 +310,7 @@ async def test_every_kind_of_broken_release_under_fifty_people(
     by = {turn: name for turn, name, _ in sorted(calls, key=lambda each: each[2])}
     for before, after in zip(broken, [*broken[1:], None], strict=True):
         until = after.began if after else began_better
-        between = {by[t.id] for t in turns if before.safe < t.began and t.ended < until}
+        between = {by.get(t.id, str(t)) for t in turns if before.safe < t.began and t.ended < until}
         assert between <= {"steady"}, (before.name, between)
     assert {by[t.id] for t in turns if t.began > is_better} <= {"better"}
     assert any(name == "better" for name in by.values())

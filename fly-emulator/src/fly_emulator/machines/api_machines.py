@@ -156,7 +156,10 @@ async def _stop(request: web.Request) -> web.StreamResponse:
 
 
 def _stopping(document: Mapping[str, Any]) -> tuple[str | None, float | None]:
-    """Read signal and timeout; a number is Go's duration, nanoseconds, unless it is too small for one."""
+    """Read signal and timeout; a number is Go's duration, nanoseconds, unless it is too small for one.
+
+    A timeout of nothing is none: flyctl says "0s" where nobody has named one (StopMachineInput of fly-go).
+    """
     name, timeout = document.get("signal") or None, document.get("timeout")
     if name is not None:
         signal_number(name)
@@ -165,7 +168,7 @@ def _stopping(document: Mapping[str, Any]) -> tuple[str | None, float | None]:
     if isinstance(timeout, int | float):
         return name, timeout / 1e9 if timeout >= 1e6 else float(timeout)
     try:
-        return name, duration_seconds(str(timeout))
+        return name, duration_seconds(str(timeout)) or None
     except ValueError as error:
         raise StateError(f"invalid_argument: timeout: {error}", status=400) from error
 
