@@ -119,13 +119,11 @@ def test_a_person_at_a_terminal(desk: Desk) -> None:
         assert typed not in seen + kept
 
     # Said again: only what is optional is asked for, then there is nothing to do.
-    code, seen = desk.type("setup", "staging", answers=["\n"])
+    code, seen = desk.type("setup", "staging", answers=["\n", "\n"])
     assert (code, "nothing to do" in seen) == (0, True), seen
 
     # --replace asks for all; what is left out stays.
-    code, seen = desk.type(
-        "setup", "staging", "--replace", answers=["\n", "sk-ant-other\n", "\n", "\n", "\n"]
-    )
+    code, seen = desk.type("setup", "staging", "--replace", answers=["\n", "sk-ant-other\n", *["\n"] * 4])
     assert (code, "next deploy: ANTHROPIC_API_KEY" in seen) == (0, True), seen
     assert desk.secrets() == sorted(GOOD)
 
