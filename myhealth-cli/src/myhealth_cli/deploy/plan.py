@@ -51,6 +51,8 @@ class DeployImage(msgspec.Struct, frozen=True, tag_field="step", tag="deploy_ima
     ha: bool = True
     smoke: bool = True
     """With flyctl's own ten seconds at each machine, which stop it at the first one that dies."""
+    rolling: bool = False
+    """In place, whatever fly.toml says: bluegreen's own waits would keep a broken release serving."""
 
 
 class RemoveMachines(msgspec.Struct, frozen=True, tag_field="step", tag="remove_machines"):
@@ -297,7 +299,9 @@ def _gates(environment: Deployed, image: Image, url: str) -> tuple[Step, ...]:
 
 def _return(environment: Deployed, back: Image, url: str) -> tuple[Step, ...]:
     # Proven before, and probed again right after: flyctl need not look for ten seconds too.
-    deployed = DeployImage(environment.app, environment.config, back, migrate=False, smoke=False)
+    deployed = DeployImage(
+        environment.app, environment.config, back, migrate=False, smoke=False, rolling=True
+    )
     return (deployed, *_gates(environment, back, url))
 
 

@@ -272,7 +272,7 @@ class Rollout:
             *(() if step.ha else ("--ha=false",)),
             *(() if step.smoke else ("--smoke-checks=false",)),
             *(() if step.migrate else ("--skip-release-command",)),
-            *(() if app.alike else ("--strategy", "rolling")),
+            *(("--strategy", "rolling") if step.rolling or not app.alike else ()),
         )
         for left in reversed(range(_HELD_TRIES)):
             try:
