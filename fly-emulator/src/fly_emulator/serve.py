@@ -62,28 +62,33 @@ async def _serve(options: ServeOptions) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
     async with AsyncExitStack() as stack:
+        scale = TimeScale(options.minute_seconds)
         settings = CloudSettings(
             region=options.region,
-            machines=MachineSettings(passed=options.env),
+            machines=MachineSettings(
+                passed=options.env, restart_backoff=scale.minutes(MachineSettings().restart_backoff / 60)
+            ),
             addresses=options.addresses,
-            edge=EdgeOptions(time_scale=TimeScale(options.minute_seconds)),
+            edge=EdgeOptions(time_scale=scale),
         )
         cloud = Cloud(options.state, settings, _write)
         stack.push_async_callback(cloud.close)
         await cloud.open()
         token = new_token(options.state)
         url = await _listen(cloud, options.port, token, stack)
-        _tell(options, Where(api=url, token=token, env=flyctl_env(url, token), apps=dict(cloud.urls())))
+        env = flyctl_env(url, token, options.minute_seconds)
+        _tell(options, Where(api=url, token=token, env=env, apps=dict(cloud.urls())))
         await stopped.wait()
     return 0
 
 
-def flyctl_env(url: str, token: str) -> dict[str, str]:
+def flyctl_env(url: str, token: str, minute_seconds: float = 60.0) -> dict[str, str]:
     """Return the variables with which flyctl talks to the emulator and to nobody else.
 
     FLY_NO_UPDATE_CHECK and the others turn off what flyctl does beside its work. Feature flags have no
     switch: they meet a proxy that refuses them (Go asks none for loopback). Source: superfly/flyctl
     `internal/config/config.go`, `internal/update`, `internal/incidents`, `internal/launchdarkly`.
+    FLY_EMULATOR_MINUTE is for the stand-in (`fly_emulator.flyctl`) alone.
     """
     return {
         "FLY_API_BASE_URL": url,
@@ -98,6 +103,7 @@ def flyctl_env(url: str, token: str) -> dict[str, str]:
         "FLY_SYNTHETICS_AGENT": "0",
         "FLY_TRACE_COLLECTOR_URL": url.removeprefix("http://"),
         "HTTPS_PROXY": url,
+        "FLY_EMULATOR_MINUTE": f"{minute_seconds:g}",
     }
 
 

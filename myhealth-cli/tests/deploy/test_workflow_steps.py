@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from .installed import ROOT, Ended
-from .stage import MISSING, Stage, find, stage
+from .stage import Stage, find, stage
 
 HERE = ("make ", "python3 scripts/base_digest.py")
 """Steps that need a whole clone or a registry: `make` runs this very test."""
@@ -41,10 +41,7 @@ def steps(workflow: str, job: str) -> list[str]:
 
 @pytest.fixture
 def fly(tmp_path: Path) -> Generator[Stage]:
-    program = find()
-    if program is None:
-        pytest.skip(MISSING)
-    with stage(tmp_path, program) as made:
+    with stage(tmp_path, find()) as made:
         for environment in ("staging", "production"):
             secrets = str(made.folder / f"{environment}.env")
             assert made.run("setup", environment, "--from", secrets, "--json").code == 0
