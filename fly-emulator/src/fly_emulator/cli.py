@@ -14,8 +14,6 @@ from fly_emulator.config.summary import summary
 from fly_emulator.config.toml_problems import ConfigErrors, render
 from fly_emulator.errors import EmulatorError
 from fly_emulator.machine_config import duration_seconds
-from fly_emulator.run import RunOptions
-from fly_emulator.run import run as run_app
 
 EXIT_OPERATOR = 2
 
@@ -58,6 +56,10 @@ def run(
     json: Annotated[bool, typer.Option(help="Print one line of JSON that says where everything is.")] = False,
 ) -> None:
     """Run the app's machines as processes behind an edge that wakes them, until Ctrl-C."""
+    # Here, because servers take a third of a second to load, and `image add` is said dozens of times.
+    from fly_emulator.run import RunOptions  # noqa: PLC0415
+    from fly_emulator.run import run as run_app  # noqa: PLC0415
+
     config = read(file, name)
     try:
         options = RunOptions(

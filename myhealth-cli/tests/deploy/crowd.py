@@ -117,7 +117,7 @@ class Crowd:
                         self._busy -= 1
                         self._quiet.notify_all()
                 # What a person reads and types meanwhile.
-                await asyncio.sleep(self._random.uniform(0.2, 1.0))
+                await asyncio.sleep(self._random.uniform(0.5, 2.5))
 
     @staticmethod
     async def _ask(client: Client, question: Question) -> None:

@@ -114,7 +114,7 @@ def test_another_image_that_was_pulled_instead_is_found(fly: Stage) -> None:
 def test_promotion_by_digest_and_rollback(fly: Stage) -> None:
     image = fly.image("b")
     # Ten people talk all the while: every turn is answered, by one release or the other.
-    talk = ("load", fly.url(), "--clients", "10", "--turns", "200")
+    talk = ("load", fly.url(), "--clients", "10", "--turns", "60")
     words = ("deploy", "staging", "--image", image, *common(fly), "--no-ha", "--no-smoke")
     with fly.start(*words) as deploying:
         while deploying.poll() is None:

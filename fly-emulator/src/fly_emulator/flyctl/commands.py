@@ -166,7 +166,7 @@ def apps(call: Call) -> None:
 
 
 def validate(call: Call) -> None:
-    """Run `config validate`. The local reader knows more rules than flyctl, and keeps them without --strict."""
+    """Run `config validate`. The local reader is stricter than flyctl, without --strict too."""
     from fly_emulator.flyctl.toml import read  # noqa: PLC0415
 
     read(call)
