@@ -7,7 +7,7 @@ ARGS ?=
 LOCKED = uv.lock pyproject.toml agent-backend/pyproject.toml anthropic-emulator/pyproject.toml \
 	fly-emulator/pyproject.toml myhealth-cli/pyproject.toml supabase-emulator/pyproject.toml scripts/bootstrap.py
 
-.PHONY: run test check bench soak flyctl clean
+.PHONY: run test test-flyctl check bench soak flyctl clean
 
 # Postgres, the model's emulator, the backend, demo data and a chat. Another port: make run PORT=3002.
 # An empty database: make run ARGS=--fresh
@@ -16,6 +16,10 @@ run: .venv/.ready
 
 test: .venv/.ready
 	.venv/bin/pytest -n 2
+
+# What runs with a stand-in for flyctl in `make test`, with the real one; FLYCTL=/path/to/flyctl, or `make flyctl`'s
+test-flyctl: .venv/.ready
+	@.venv/bin/python scripts/flyctl.py --tests
 
 check: .venv/.ready
 	.venv/bin/python scripts/check.py
@@ -28,7 +32,7 @@ bench: .venv/.ready
 soak: .venv/.ready
 	.venv/bin/python -m acceptance.soak
 
-# The real flyctl for fly-emulator's tests, where Go and its module proxy are
+# The real flyctl, where Go and its module proxy are
 flyctl:
 	@$(PYTHON) scripts/flyctl.py
 

@@ -1,7 +1,7 @@
-"""Builds flyctl into .local/flyctl, where the tests of fly-emulator find it. `make flyctl`.
+"""Builds flyctl into .local/flyctl: `make flyctl`. With --tests it runs the tests of it: `make test-flyctl`.
 
-From the Go module proxy, at a pinned version. Without Go, or where the proxy has none, one line says so
-and those tests are skipped. Standard library only.
+From the Go module proxy, at a pinned version; FLYCTL names another one instead. Without Go, or where the
+proxy has none, one line says so. Standard library only.
 """
 
 from __future__ import annotations
@@ -14,10 +14,29 @@ from pathlib import Path
 
 VERSION = "v0.4.87"
 MODULE = "github.com/superfly/flyctl"
-FOLDER = Path(__file__).resolve().parent.parent / ".local" / "flyctl"
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / ".local" / "flyctl"
+TESTS = (
+    "fly-emulator/tests/test_flyctl.py",
+    "fly-emulator/tests/test_flyctl_alike.py",
+    "myhealth-cli/tests/deploy",
+)
 
 
 def main() -> int:
+    """Build it, or run its tests with it; return 1 where it cannot be had."""
+    if sys.argv[1:] != ["--tests"]:
+        return build()
+    program = os.environ.get("FLYCTL")
+    if not program and build() != 0:
+        return 1
+    env = {**os.environ, "TEST_FLYCTL": program or str(FOLDER / "flyctl")}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "2", *TESTS], cwd=ROOT, env=env, check=False
+    ).returncode
+
+
+def build() -> int:
     """Build it unless this version is there; return 1 where it cannot be had."""
     stamp = FOLDER / VERSION
     if stamp.exists():
@@ -41,7 +60,7 @@ def main() -> int:
 
 def failed(reason: str) -> int:
     """Say in one line why there is none, and what follows."""
-    print(f"flyctl {VERSION}: {reason}; its tests are skipped without it", file=sys.stderr)
+    print(f"flyctl {VERSION}: {reason}; `make test` uses a stand-in", file=sys.stderr)
     return 1
 
 

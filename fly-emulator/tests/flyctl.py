@@ -20,7 +20,11 @@ from fly_emulator.cloud.images import Entry, Images
 from .fleets import PROGRAMS
 
 ROOT = Path(__file__).resolve().parents[2]
-MISSING = "no flyctl: `make flyctl` builds it where Go's module proxy has it; or set FLYCTL to one"
+ASKED = os.environ.get("TEST_FLYCTL")
+"""The real flyctl, where its own tests are asked for; they take a minute."""
+NOT_ASKED = "the real flyctl's own tests: `make test-flyctl`"
+MISSING = "no flyctl to compare with: `make flyctl` builds it where Go's module proxy has it"
+STAND_IN = str(Path(sys.executable).parent / "flyctl-emulator")
 _NUMBERS = itertools.count()
 WEB = shlex.join((sys.executable, "-E", "-s", str(PROGRAMS / "web.py")))
 QUIET = ("--smoke-checks=false",)
@@ -52,10 +56,10 @@ grace_period = "1s"
 
 
 def find_flyctl() -> str | None:
-    """Return the program: FLYCTL, `flyctl` or `fly` on PATH, or what `make flyctl` has built."""
+    """Return the real one: TEST_FLYCTL, FLYCTL, one on PATH, or what `make flyctl` has built."""
     built = ROOT / ".local" / "flyctl" / "flyctl"
     on_path = shutil.which("flyctl") or shutil.which("fly")
-    return os.environ.get("FLYCTL") or on_path or (str(built) if built.exists() else None)
+    return ASKED or os.environ.get("FLYCTL") or on_path or (str(built) if built.exists() else None)
 
 
 class Fly:
@@ -64,13 +68,26 @@ class Fly:
     def __init__(self, where: dict[str, Any], folder: Path, program: str) -> None:
         self._program = program
         self._folder = folder
+        self.where = where
         self.env = {"PATH": os.environ["PATH"], "HOME": str(folder), "NO_COLOR": "1", **where["env"]}
+
+    def through(self, url: str) -> Fly:
+        """Return the same, asked through another address."""
+        env = {name: value.replace(self.where["api"], url) for name, value in self.where["env"].items()}
+        return Fly({**self.where, "env": env}, self._folder, self._program)
 
     def run(self, *args: str, code: int = 0, stdin: str = "") -> str:
         """Run flyctl; return what it printed to stdout, with stderr behind it where it failed."""
-        done = subprocess.run(
+        done = self.ended(*args, stdin=stdin)
+        assert done.returncode == code, f"{args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout if code == 0 else done.stdout + done.stderr
+
+    def ended(self, *args: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+        """Run flyctl, whatever becomes of it; `env` goes over its variables, an empty one is left out."""
+        merged = {name: value for name, value in {**self.env, **env}.items() if value}
+        return subprocess.run(
             [self._program, *args],
-            env=self.env,
+            env=merged,
             cwd=self._folder,
             input=stdin,
             capture_output=True,
@@ -78,8 +95,6 @@ class Fly:
             timeout=90,
             check=False,
         )
-        assert done.returncode == code, f"{args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout if code == 0 else done.stdout + done.stderr
 
     def json(self, *args: str) -> Any:
         """Run flyctl with `--json`; return the document."""
@@ -102,8 +117,12 @@ class Fly:
         return self.run("deploy", "-c", self.toml(app, **toml), *image, *(options or QUIET), code=code)
 
     def app(self, name: str) -> None:
-        """Make an app with three images: v1, v2, and one that dies at boot."""
+        """Make an app with its images."""
         self.run("apps", "create", name)
+        self.images(name)
+
+    def images(self, name: str) -> None:
+        """Make an app's three images: v1, v2, and one that dies at boot."""
         for tag in ("1", "2"):
             self.image(f"registry.fly.io/{name}:v{tag}", WEB, {"NUMBER": tag})
         self.image(f"registry.fly.io/{name}:broken", "sh -c 'echo no database; exit 1'")
@@ -127,9 +146,10 @@ class Fly:
 
 
 @contextmanager
-def serving(folder: Path, program: str) -> Generator[Fly]:
+def serving(folder: Path, program: str, *more: str) -> Generator[Fly]:
     """Run `fly-emulator serve` in a folder; without addresses, so that flyctl asks no DNS server."""
-    command = [sys.executable, "-m", "fly_emulator", "serve", "--port", "0", "--no-addresses", "--json"]
+    serve = (sys.executable, "-m", "fly_emulator", "serve", "--port", "0", "--no-addresses", "--json")
+    command = [*serve, *more]
     with (
         (folder / "log").open("w", encoding="utf-8") as log,
         subprocess.Popen(

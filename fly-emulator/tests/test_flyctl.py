@@ -1,4 +1,4 @@
-"""The real flyctl creates apps, sets secrets and deploys to the emulator. Skipped where there is none.
+"""The real flyctl creates apps, sets secrets and deploys to the emulator. `make test-flyctl` runs this.
 
 What takes long because flyctl waits (bluegreen: two times ten seconds) runs beside the rest, in `Beside`.
 """
@@ -14,10 +14,9 @@ from urllib.request import urlopen
 
 import pytest
 
-from .flyctl import MISSING, ONE, QUIET, ROOT, Fly, find_flyctl, serving
+from .flyctl import ASKED, NOT_ASKED, ONE, QUIET, ROOT, Fly, serving
 
-FLYCTL = find_flyctl()
-pytestmark = pytest.mark.skipif(FLYCTL is None, reason=MISSING)
+pytestmark = pytest.mark.skipif(ASKED is None, reason=NOT_ASKED)
 
 
 def ask(url: str, *, timeout: float = 20.0) -> dict[str, str]:
@@ -90,8 +89,8 @@ class Beside:
 
 @pytest.fixture(scope="module")
 def fly(tmp_path_factory: pytest.TempPathFactory) -> Generator[Fly]:
-    assert FLYCTL is not None
-    with serving(tmp_path_factory.mktemp("fly"), FLYCTL) as served:
+    assert ASKED is not None
+    with serving(tmp_path_factory.mktemp("fly"), ASKED) as served:
         yield served
 
 

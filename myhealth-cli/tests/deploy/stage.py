@@ -30,8 +30,8 @@ from .installed import ROOT, Ended, myhealth
 
 STAND_IN = Path(sys.executable).parent / "flyctl-emulator"
 """fly-emulator's stand-in for flyctl: the same requests, held against flyctl by its own tests."""
-QUICKLY = ("--minute", "15s")
-"""The stand-in's own waits (ten seconds of smoke checks, ten between bluegreen's steps) are a fourth."""
+QUICKLY = ("--minute", "30s")
+"""The stand-in's own waits (ten seconds of smoke checks, ten between bluegreen's steps) are half as long."""
 EMAIL = "canary@example.com"
 PASSWORD = "canary development only"
 

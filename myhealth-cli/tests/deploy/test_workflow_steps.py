@@ -98,7 +98,7 @@ def do(made: Stage, command: str, *more: str) -> Ended:
 
 def local(made: Stage, command: str, release: str) -> tuple[str, ...]:
     """Return what the local stage needs besides."""
-    quick = ("--bake", "0", "--no-ha") if "rollback" not in command else ("--bake", "0")
+    quick = ("--bake", "0", "--no-ha", "--no-smoke") if "rollback" not in command else ("--bake", "0")
     if " deploy " in command:
         return ("--image", made.image(release, RELEASE=release), "--release", release,
                 "--url", made.url(), *quick)  # fmt: skip

@@ -46,6 +46,11 @@ class Api:
         """Call the Machines API below `/v1`; return its JSON, None where there is none."""
         return self._rest("FLY_FLAPS_BASE_URL", method, f"/v1{path}", body, nonce=nonce, seconds=seconds)
 
+    @property
+    def machines_url(self) -> str:
+        """Where the Machines API is."""
+        return f"{self._url('FLY_FLAPS_BASE_URL').text}/v1"
+
     def uiex(self, method: str, path: str, body: Any = None) -> Any:
         """Call the API of releases, organisations and logs below `/api/v1`."""
         return self._rest("FLY_UIEX_BASE_URL", method, f"/api/v1{path}", body)

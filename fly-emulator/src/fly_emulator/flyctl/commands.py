@@ -10,6 +10,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final
 
@@ -227,44 +229,43 @@ def status(call: Call) -> None:
 
 
 def start(call: Call) -> None:
-    """`machine start`: each under its lease."""
+    """Run `machine start`: all under their leases."""
     name, api = app_name(call), session(call)
-    for machine, nonce in _leased(api, name, call.arguments):
-        try:
-            api.flaps("POST", f"/apps/{name}/machines/{machine}/start", nonce=nonce)
-        except ApiError as error:
-            raise FlyctlError(
-                f"could not start machine {machine}: failed to start VM {machine}: {error}"
-            ) from error
-        finally:
-            _release(api, name, machine, nonce)
-        write(f"{machine} has been started")
+    with _leased(api, name, call.arguments) as held:
+        for machine, nonce in held.items():
+            try:
+                api.flaps("POST", f"/apps/{name}/machines/{machine}/start", nonce=nonce)
+            except ApiError as error:
+                raise FlyctlError(
+                    f"could not start machine {machine}: failed to start VM {machine}: {error}"
+                ) from error
+            write(f"{machine} has been started")
 
 
 def stop(call: Call) -> None:
-    """`machine stop`; with `--wait-timeout` it waits until they are."""
+    """Run `machine stop`; with `--wait-timeout` it waits until they are."""
     name, api = app_name(call), session(call)
     seconds = shapes.seconds(call.flags["wait-timeout"] or "0s")
     timeout = f"{call.flags['timeout'] or 0}s"
-    for machine, nonce in _leased(api, name, call.arguments):
-        path = f"/apps/{name}/machines/{machine}"
-        body = {"id": machine, "timeout": timeout}
-        if call.flags["signal"]:
-            body["signal"] = call.flags["signal"].upper()
-        write(f"Sending kill signal to machine {machine}...")
-        try:
-            api.flaps("POST", f"{path}/stop", body, nonce=nonce)
-            if seconds:
-                api.flaps("GET", f"{path}/wait?state=stopped&timeout={seconds:.0f}", seconds=seconds + 10)
-        except ApiError as error:
-            raise FlyctlError(f"could not stop machine {machine}: {error}") from error
-        finally:
-            _release(api, name, machine, nonce)
-        write(f"{machine} has been successfully stopped")
+    with _leased(api, name, call.arguments) as held:
+        for machine, nonce in held.items():
+            path = f"/apps/{name}/machines/{machine}"
+            body = {"id": machine, "timeout": timeout}
+            if call.flags["signal"]:
+                body["signal"] = call.flags["signal"].upper()
+            write(f"Sending kill signal to machine {machine}...")
+            try:
+                api.flaps("POST", f"{path}/stop", body, nonce=nonce)
+                if seconds:
+                    api.flaps("GET", f"{path}/wait?state=stopped&timeout={seconds:.0f}", seconds=seconds + 10)
+            except ApiError as error:
+                raise FlyctlError(f"could not stop machine {machine}: {error}") from error
+            write(f"{machine} has been successfully stopped")
 
 
-def _leased(api: Api, app: str, ids: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Look the machines up and take their leases; return ids and nonces."""
+@contextmanager
+def _leased(api: Api, app: str, ids: tuple[str, ...]) -> Generator[dict[str, str]]:
+    """Look the machines up and hold their leases; yield each one's nonce. Raises FlyctlError."""
     if not ids:
         raise FlyctlError("a machine ID must be specified when not running interactively")
     for each in ids:
@@ -274,25 +275,23 @@ def _leased(api: Api, app: str, ids: tuple[str, ...]) -> list[tuple[str, str]]:
             if "machine not found" in str(error):
                 raise FlyctlError(f"machine {each} was not found in app '{app}'") from error
             raise FlyctlError(f"could not get machine {each}: {error}") from error
-    held: list[tuple[str, str]] = []
+    held: dict[str, str] = {}
     try:
         for each in ids:
-            answer = api.flaps("POST", f"/apps/{app}/machines/{each}/lease?ttl={_LEASE_S}")
-            held.append((each, answer["data"]["nonce"]))
-    except ApiError as error:
-        for machine, nonce in held:
-            _release(api, app, machine, nonce)
-        raise FlyctlError(
-            f"failed to obtain lease: failed to get lease on VM {ids[len(held)]}: {error}"
-        ) from error
-    return held
-
-
-def _release(api: Api, app: str, machine: str, nonce: str) -> None:
-    try:
-        api.flaps("DELETE", f"/apps/{app}/machines/{machine}/lease", nonce=nonce)
-    except FlyctlError as error:
-        write(f"failed to release lease for machine {machine}: {error}")
+            try:
+                answer = api.flaps("POST", f"/apps/{app}/machines/{each}/lease?ttl={_LEASE_S}")
+            except ApiError as error:
+                raise FlyctlError(
+                    f"failed to obtain lease: failed to get lease on VM {each}: {error}"
+                ) from error
+            held[each] = answer["data"]["nonce"]
+        yield held
+    finally:
+        for machine, nonce in held.items():
+            try:
+                api.flaps("DELETE", f"/apps/{app}/machines/{machine}/lease", nonce=nonce)
+            except FlyctlError as error:
+                write(f"failed to release lease for machine {machine}: {error}")
 
 
 def import_secrets(call: Call) -> None:

@@ -170,7 +170,8 @@ class Leased:
             pause.wait(until)
         raise WaitTimeout(
             f"timeout reached waiting for health checks to pass for machine {self.id}: "
-            f"failed to get VM {self.id}: context deadline exceeded"
+            f'failed to get VM {self.id}: Get "{self._api.machines_url}{self._path}": '
+            "net/http: request canceled"
         )
 
 

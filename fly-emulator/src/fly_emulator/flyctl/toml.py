@@ -110,4 +110,8 @@ class Input:
 
 
 def _plain(struct: msgspec.Struct) -> dict[str, Any]:
-    return json.loads(msgspec.json.encode(struct))
+    plain: dict[str, Any] = json.loads(msgspec.json.encode(struct))
+    for service in plain.get("services", []):
+        if service.get("concurrency") == {}:
+            del service["concurrency"]
+    return plain
