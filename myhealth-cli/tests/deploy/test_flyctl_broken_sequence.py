@@ -1,4 +1,4 @@
-"""Fifty people talk while every kind of broken release is deployed and taken back. Skipped without flyctl.
+"""Fifty people talk while every kind of broken release is deployed and taken back.
 
 Each release has a model of its own, so what a model was asked says which release has served a turn.
 By rolling onto one machine, always; the other scenes take minutes each: LONG_DEPLOYS=1 plays them too.

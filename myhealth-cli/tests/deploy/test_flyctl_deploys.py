@@ -1,4 +1,4 @@
-"""The deploy verbs with the real flyctl, the real server and the local Fly. Skipped without flyctl."""
+"""The deploy verbs with the real server, the local Fly and flyctl, or its stand-in (`stage.find`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of deploy-agents.yml and rollback.yml, in their order, with the real flyctl at the local Fly.
+"""The steps of deploy-agents.yml and rollback.yml, in order, with flyctl or its stand-in at the local Fly.
 
 What a runner has and this has not is given: an image by its name instead of a build, and the local addresses.
 Each job has its environment's FLY_API_TOKEN: deploy tokens, which see no other app.
