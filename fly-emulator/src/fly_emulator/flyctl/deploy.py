@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from fly_emulator.flyctl import bluegreen, release_command, rolling, shapes
 from fly_emulator.flyctl.api import VERSION, Api
-from fly_emulator.flyctl.commands import app_name, session, write
+from fly_emulator.flyctl.commands import session, write
 from fly_emulator.flyctl.errors import ApiError, FlyctlError, Interrupted
 from fly_emulator.flyctl.leased import Leased
 from fly_emulator.flyctl.rolling import Entry
@@ -26,7 +26,8 @@ _IMAGE: Final = (
     "{ id digest ref compressedSize: compressedSizeFull manifest } } }"
 )
 _STRATEGIES: Final = ("rolling", "immediate", "bluegreen")
-_ASLEEP_BUT_LAUNCHED: Final = frozenset(("started", "starting", "failed"))
+_LAUNCHED: Final = frozenset(("started", "starting", "failed"))
+"""States in which an update starts a machine; in any other it stays as it is, and is not looked at."""
 
 
 class Options(NamedTuple):
@@ -57,7 +58,7 @@ def deploy(call: Call) -> None:
     if config.document.machine_checks or any(config.test_machines(group) for group in config.machines()):
         raise FlyctlError("machine_checks are not emulated")
     definition = {**tomllib.loads(path.read_text("utf-8")), "env": config.env}
-    app = app_name(call) if not config.app else config.app
+    app = config.app
     shown = api.flaps("GET", f"/apps/{app}")
     image = _resolved(api, app, call.flags["image"])
     write(f"\nWatch your deployment at https://fly.io/apps/{app}/monitoring\n")
@@ -236,7 +237,7 @@ class Deployment:
             "region": found["region"],
             "skip_secrets": False,
         }
-        return launch if found["state"] in _ASLEEP_BUT_LAUNCHED else {**launch, "skip_launch": True}
+        return launch if found["state"] in _LAUNCHED else {**launch, "skip_launch": True}
 
     def _under_lease(self, entries: list[Entry]) -> None:
         try:
