@@ -201,6 +201,24 @@ def broken_bluegreen(tell: Teller) -> None:
     tell.fleet()
 
 
+def machines(tell: Teller) -> None:
+    """Take a machine out of service by hand, as the deploy tool does with one that is left over."""
+    app = ("--app", tell.app)
+    tell.deploy("v1", *QUIET)
+    first, second = tell.ids()
+    tell.say("machine", "cordon", first, *app)
+    tell.say("machine", "list", *app, "--json")
+    tell.say("machine", "uncordon", first, *app)
+    tell.say("machine", "destroy", first, *app)
+    stop = ("--signal", "SIGTERM", "--timeout", "3", "--wait-timeout", "10s")
+    tell.say("machine", "stop", first, *app, *stop)
+    tell.say("machine", "destroy", first, *app)
+    tell.say("machine", "destroy", second, "--force", *app)
+    tell.say("machine", "destroy", second, *app)
+    tell.say("auth", "token", "--quiet")
+    tell.fleet()
+
+
 def note(tell: Teller, key: str, value: str) -> None:
     """Set metadata of the first machine."""
     env = tell.fly.where["env"]
@@ -231,7 +249,10 @@ def refusals(tell: Teller) -> None:
     tell.fleet()
 
 
-PLAYS: tuple[Play, ...] = (beginning, migration, crash, asleep, ill, bluegreen, broken_bluegreen, refusals)
+PLAYS: tuple[Play, ...] = (
+    *(beginning, migration, crash, asleep, ill),
+    *(bluegreen, broken_bluegreen, machines, refusals),
+)
 Results: TypeAlias = dict[str, tuple[Future[list[Any]], Future[list[Any]]]]
 
 

@@ -10,8 +10,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final
 
@@ -45,7 +43,6 @@ _RELEASES: Final = (
     "$limit) { nodes { id version description reason status imageRef stable user { id email name } "
     "createdAt } } } }"
 )
-_LEASE_S: Final = 120
 _POLL_S: Final = 0.128
 
 
@@ -118,7 +115,8 @@ def token(call: Call) -> None:
         write_json({"token": found})
         return
     write(found)
-    sys.stderr.write("The 'fly auth token' command is deprecated. Use 'fly tokens create' instead.\n\n")
+    if not call.flags["quiet"]:
+        sys.stderr.write("The 'fly auth token' command is deprecated. Use 'fly tokens create' instead.\n\n")
 
 
 def create(call: Call) -> None:
@@ -226,72 +224,6 @@ def status(call: Call) -> None:
     current = api.graphql(_CURRENT, appName=name)["app"]["currentRelease"]
     ours = [shapes.machine(each) for each in active if shapes.is_platform(each)]
     write_json(shapes.status(app, current["version"] if current else 0, ours))
-
-
-def start(call: Call) -> None:
-    """Run `machine start`: all under their leases."""
-    name, api = app_name(call), session(call)
-    with _leased(api, name, call.arguments) as held:
-        for machine, nonce in held.items():
-            try:
-                api.flaps("POST", f"/apps/{name}/machines/{machine}/start", nonce=nonce)
-            except ApiError as error:
-                raise FlyctlError(
-                    f"could not start machine {machine}: failed to start VM {machine}: {error}"
-                ) from error
-            write(f"{machine} has been started")
-
-
-def stop(call: Call) -> None:
-    """Run `machine stop`; with `--wait-timeout` it waits until they are."""
-    name, api = app_name(call), session(call)
-    seconds = shapes.seconds(call.flags["wait-timeout"] or "0s")
-    timeout = f"{call.flags['timeout'] or 0}s"
-    with _leased(api, name, call.arguments) as held:
-        for machine, nonce in held.items():
-            path = f"/apps/{name}/machines/{machine}"
-            body = {"id": machine, "timeout": timeout}
-            if call.flags["signal"]:
-                body["signal"] = call.flags["signal"].upper()
-            write(f"Sending kill signal to machine {machine}...")
-            try:
-                api.flaps("POST", f"{path}/stop", body, nonce=nonce)
-                if seconds:
-                    api.flaps("GET", f"{path}/wait?state=stopped&timeout={seconds:.0f}", seconds=seconds + 10)
-            except ApiError as error:
-                raise FlyctlError(f"could not stop machine {machine}: {error}") from error
-            write(f"{machine} has been successfully stopped")
-
-
-@contextmanager
-def _leased(api: Api, app: str, ids: tuple[str, ...]) -> Generator[dict[str, str]]:
-    """Look the machines up and hold their leases; yield each one's nonce. Raises FlyctlError."""
-    if not ids:
-        raise FlyctlError("a machine ID must be specified when not running interactively")
-    for each in ids:
-        try:
-            api.flaps("GET", f"/apps/{app}/machines/{each}")
-        except ApiError as error:
-            if "machine not found" in str(error):
-                raise FlyctlError(f"machine {each} was not found in app '{app}'") from error
-            raise FlyctlError(f"could not get machine {each}: {error}") from error
-    held: dict[str, str] = {}
-    try:
-        for each in ids:
-            try:
-                answer = api.flaps("POST", f"/apps/{app}/machines/{each}/lease?ttl={_LEASE_S}")
-            except ApiError as error:
-                raise FlyctlError(
-                    f"failed to obtain lease: failed to get lease on VM {each}: {error}"
-                ) from error
-            held[each] = answer["data"]["nonce"]
-        yield held
-    finally:
-        for machine, nonce in held.items():
-            try:
-                api.flaps("DELETE", f"/apps/{app}/machines/{machine}/lease", nonce=nonce)
-            except FlyctlError as error:
-                write(f"failed to release lease for machine {machine}: {error}")
 
 
 def import_secrets(call: Call) -> None:

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from fly_emulator.flyctl import commands as do
+from fly_emulator.flyctl import machine_commands as machine
 from fly_emulator.flyctl.errors import FlyctlError, Interrupted
 from fly_emulator.flyctl.words import Call, Command, Flag, read
 
@@ -33,7 +34,7 @@ def _deploy(call: Call) -> None:
 COMMANDS: Final = {
     "version": Command(do.version, _JSON),
     "auth whoami": Command(do.whoami, {**_TOKEN, **_JSON}),
-    "auth token": Command(do.token, {**_TOKEN, **_JSON}),
+    "auth token": Command(do.token, {**_TOKEN, **_JSON, "quiet": Flag(default=False, short="q")}),
     "apps create": Command(do.create, {**_TOKEN, **_YES, "org": Flag(short="o"), "name": Flag()}, most=1),
     "apps list": Command(do.apps, {**_TOKEN, **_JSON}),
     "config validate": Command(do.validate, {**_APP, "strict": Flag(default=False, short="s")}),
@@ -55,9 +56,12 @@ COMMANDS: Final = {
     ),
     "logs": Command(do.logs, {**_APP, **_JSON, "no-tail": Flag(default=False, short="n"), "machine": Flag()}),
     "machine list": Command(do.machines, {**_APP, **_JSON}),
-    "machine start": Command(do.start, _APP, most=99),
+    "machine cordon": Command(machine.cordon, _APP, most=99),
+    "machine destroy": Command(machine.destroy, {**_APP, "force": Flag(default=False, short="f")}, most=99),
+    "machine start": Command(machine.start, _APP, most=99),
+    "machine uncordon": Command(machine.uncordon, _APP, most=99),
     "machine stop": Command(
-        do.stop,
+        machine.stop,
         {**_APP, "signal": Flag(short="s"), "timeout": Flag(), "wait-timeout": Flag(short="w")},
         most=99,
     ),
