@@ -51,6 +51,17 @@ async def test_a_failing_file_leaves_nothing(database_url: str, tmp_path: Path) 
     await connection.close()
 
 
+async def test_another_deployments_database_is_not_migrated_either(database_url: str, tmp_path: Path) -> None:
+    (tmp_path / "9001_x.pre.sql").write_text("CREATE TABLE myhealth.theirs ();")
+    with pytest.raises(DeploymentMismatch):
+        await migrate(
+            database_url, release="r2", environment="production", app="myhealth-agents", directory=tmp_path
+        )
+    connection = await asyncpg.connect(database_url)
+    assert await connection.fetchval("SELECT to_regclass('myhealth.theirs')") is None
+    await connection.close()
+
+
 async def test_running_again_changes_nothing_and_another_deployment_is_refused(database_url: str) -> None:
     assert await migrate(database_url, release="r1", environment="development", app="myhealth-agents") == []
     with pytest.raises(DeploymentMismatch, match="belongs to myhealth-agents in development"):

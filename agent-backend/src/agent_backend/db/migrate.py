@@ -111,6 +111,7 @@ async def migrate(
     connection = await asyncpg.connect(dsn, command_timeout=300)
     try:
         await connection.execute("SELECT pg_advisory_lock($1)", _LOCK_KEY)
+        await _not_anothers(connection, environment, app)
         await connection.execute(_BOOKKEEPING)
         due = plan(files, await _known(connection), release)
         for file in due.note:
@@ -121,6 +122,15 @@ async def migrate(
         return [file.name for file in due.apply]
     finally:
         await connection.close()
+
+
+async def _not_anothers(connection: Connection, environment: str, app: str) -> None:
+    """Raise DeploymentMismatch before anything is changed: a wrong DATABASE_URL is somebody else's data."""
+    if await connection.fetchval("SELECT to_regclass('myhealth.deployment')") is None:
+        return
+    row = await connection.fetchrow("SELECT environment, app FROM myhealth.deployment")
+    if row is not None:
+        check_deployment(row, environment, app)
 
 
 async def _known(connection: Connection) -> dict[str, tuple[str, str, bool]]:
