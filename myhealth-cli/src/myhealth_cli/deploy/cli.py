@@ -208,13 +208,14 @@ def status(environment: _Where, *, json: _Json = False) -> None:
 def logs(
     environment: _Where,
     *,
-    follow: Annotated[bool, typer.Option(help="Go on until interrupted, or end with what there is.")] = True,
+    follow: Annotated[bool, typer.Option(help="Go on until Ctrl-C, or end with what there is.")] = True,
+    machine: Annotated[str | None, typer.Option(help="Only this machine, of `myhealth status`.")] = None,
     json: _Json = False,
 ) -> None:
-    """Show the app's log."""
+    """Show the app's log; with --json as documents, one after another. Exit code 0 also after Ctrl-C."""
     from myhealth_cli.deploy import listing  # noqa: PLC0415 - see the module's docstring
 
-    _end(lambda: listing.logs(environment, follow=follow, as_json=json), json=json)
+    _end(lambda: listing.logs(environment, follow=follow, machine=machine, as_json=json), json=json)
 
 
 def load(

@@ -5,11 +5,17 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 from myhealth_cli.deploy.environments import ENVIRONMENTS, deployed
+from myhealth_cli.deploy.errors import NothingChangedError
 from myhealth_cli.deploy.flyctl import child_env
-from myhealth_cli.deploy.ground import Ground, app_of, no_app, stand
+from myhealth_cli.deploy.ground import app_of, no_app, stand
 from myhealth_cli.deploy.report import show_json
+
+if TYPE_CHECKING:
+    from myhealth_cli.deploy.environments import Deployed
+    from myhealth_cli.deploy.ground import Ground
 
 
 def run(*, as_json: bool) -> int:
@@ -29,18 +35,29 @@ def run(*, as_json: bool) -> int:
     return 0
 
 
-def logs(name: str, *, follow: bool, as_json: bool) -> int:
-    """Hand the terminal to `flyctl logs`. Raises NothingChangedError."""
+def logs(name: str, *, follow: bool, machine: str | None, as_json: bool) -> int:
+    """Hand the terminal to `flyctl logs`; Ctrl-C is how following ends. Raises NothingChangedError."""
     environment = deployed(name)
-
-    async def go() -> Ground:
-        ground = await stand()
-        if not (await app_of(ground, environment)).exists:
-            raise no_app(environment)
-        return ground
-
-    ground = asyncio.run(go())
+    ground = asyncio.run(_looked(environment, machine))
     words = [str(ground.fly.binary), "logs", "--app", environment.app]
+    words += [] if machine is None else ["--machine", machine]
     words += ([] if follow else ["--no-tail"]) + (["--json"] if as_json else [])
-    ended = subprocess.run(words, check=False, cwd=ground.root, env=child_env())  # noqa: S603 - our own words
+    try:
+        ended = subprocess.run(words, check=False, cwd=ground.root, env=child_env())  # noqa: S603 - our own words
+    except KeyboardInterrupt:
+        return 0
     return 1 if ended.returncode else 0  # a signal is negative
+
+
+async def _looked(environment: Deployed, machine: str | None) -> Ground:
+    """See that there is something to show: flyctl says nothing of a machine that is not there."""
+    ground = await stand()
+    app = await app_of(ground, environment)
+    if not app.exists:
+        raise no_app(environment)
+    there = [each.id for each in app.machines]
+    if machine is not None and machine not in there:
+        raise NothingChangedError(
+            f"{environment.app} has no machine {machine}", hint=f"those it has: {', '.join(there)}"
+        )
+    return ground

@@ -93,7 +93,7 @@ class Held:
         until = now + max(LOCK_S, seconds + _MORE_S)
         with suppress(FlyctlError, OSError):
             if found := await state.machines(self._fly, self._app):
-                for other, ends in map(_noted, found):
+                for other, ends in map(noted, found):
                     if other and other != self._who and ends > now:
                         raise LockLostError(f"{other} is deploying {self._app} now: our lock had expired")
                 await self._api.set_metadata(self._app, found[0].id, LOCK, f"{self._who} {until:.0f}")
@@ -113,7 +113,7 @@ async def app_lock(api: MachinesApi, fly: Flyctl, app: str, who: str) -> AsyncGe
         # Bluegreen makes new machines, which carry the note as well. One that stays expires.
         with suppress(FlyctlError):
             for each in await state.machines(fly, app):
-                if _noted(each)[0] == who:
+                if noted(each)[0] == who:
                     await api.set_metadata(app, each.id, LOCK, None)
 
 
@@ -123,7 +123,7 @@ async def _take(api: MachinesApi, fly: Flyctl, app: str, machine: str, who: str)
     ahead = lease.at - time.time()
     try:
         for each in await state.machines(fly, app):
-            other, until = _noted(each)
+            other, until = noted(each)
             if other and other != who and (left := until - time.time() - ahead) > 0:
                 raise NothingChangedError(
                     f"{other} is deploying {app}",
@@ -136,8 +136,8 @@ async def _take(api: MachinesApi, fly: Flyctl, app: str, machine: str, who: str)
     return ahead
 
 
-def _noted(machine: Machine) -> tuple[str, float]:
-    """Return who holds the note that a machine carries, and until when."""
+def noted(machine: Machine) -> tuple[str, float]:
+    """Return who holds the note that a machine carries, and until when (seconds since 1970)."""
     who, _, until = machine.config.metadata.get(LOCK, "").partition(" ")
     return who, _number(until)
 

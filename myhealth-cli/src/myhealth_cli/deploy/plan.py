@@ -252,7 +252,7 @@ def rollback(environment: Deployed, app: App, number: int | None, *, bake: float
     """
     _require(environment, app)
     # With what is left over, so that a deploy that died is what is gone back from.
-    image = _numbered(app, number) if number is not None else _before(app)
+    image = _numbered(app, number) if number is not None else before(app)
     steps = (
         *tidying(app),
         DeployImage(environment.app, environment.config, image, migrate=False, smoke=False),
@@ -315,7 +315,8 @@ def _way_back(app: App, target: Image) -> Image | None:
     return None if back is None or back.same(target) else back
 
 
-def _before(app: App) -> Image:
+def before(app: App) -> Image:
+    """Return the newest proven image that does not run now. Raises NothingChangedError: there is none."""
     running = app.running
     for each in app.good:
         if running is None or not each.same(running):

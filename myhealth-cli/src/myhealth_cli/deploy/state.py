@@ -25,6 +25,9 @@ _RELEASE_COMMAND: Final = "fly_app_release_command"
 _GENERATION: Final = "fly_bluegreen_deployment_tag"
 _REPLACED: Final = "safe_to_destroy"
 ASLEEP: Final = frozenset({"stopped", "suspended"})
+RUNNING: Final = "started"
+WAITING: Final = frozenset({"staged", "partial"})
+"""Of a secret: not in force on every machine before the next deploy."""
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -109,10 +112,11 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Check(msgspec.Struct, frozen=True):
-    """A health check's last result."""
+    """A health check's last result; `output`: what it got."""
 
     name: str = ""
     status: str = ""
+    output: str = ""
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -162,6 +166,18 @@ class Machine(msgspec.Struct, frozen=True):
     def replaced(self) -> bool:
         """Whether bluegreen is done with it: others take requests instead."""
         return self.cordoned or self.config.metadata.get(_GENERATION) == _REPLACED
+
+    @property
+    def changed_ms(self) -> int:
+        """When something happened to it last: in milliseconds since 1970, 0 if nothing is known."""
+        return max((each.timestamp for each in self.events), default=0)
+
+    @property
+    def died(self) -> str:
+        """How its process ended when it did last, if that was a crash and nothing runs in it now."""
+        exits = [each for each in self.events if each.type == "exit"]
+        last = max(exits, key=lambda each: each.timestamp, default=Event())
+        return "" if self.state == RUNNING else last.crash
 
     @property
     def good(self) -> tuple[Image, ...]:
@@ -253,7 +269,7 @@ class App(msgspec.Struct, frozen=True):
 
     def runs(self, image: Image) -> bool:
         """Say whether every machine has this image and release, and no secret waits for a deploy."""
-        waiting = any(each.status.lower() in {"staged", "partial"} for each in self.secrets)
+        waiting = any(each.status.lower() in WAITING for each in self.secrets)
         return self.has(image) and not waiting
 
 
