@@ -1,4 +1,4 @@
-"""What the runbooks tell people to type exists: verbs, options, arguments."""
+"""Every command of every runbook is typed by test_flyctl_runbooks.py, or marked: it needs an account."""
 
 from __future__ import annotations
 
@@ -12,18 +12,57 @@ from typer.core import TyperGroup
 
 from myhealth_cli.cli import app
 
-from .installed import ROOT
+from .runbooks import PAGES, commands, found
+from .scripts import SCRIPTS
 
-PAGES = ("deploy", "rollback", "incident", "restore", "first-deployment", "first-deployment.de")
+GERMAN = "first-deployment.de"
+BY_HAND = {
+    "first-deployment": {
+        "brew install flyctl": "installs a program on a laptop",
+        "make run": "the laptop's own stack: test_dev.py starts it",
+        "fly auth login": "needs an account; the page says so of everything",
+        "fly tokens create deploy --app myhealth-agents-staging --expiry 720h": "the same",
+    }
+}
 
 
-def told(page: str) -> list[str]:
-    """Return every `myhealth ...` of a page, in blocks and in lines."""
-    text = (ROOT / "docs" / "runbooks" / f"{page}.md").read_text("utf-8")
-    inline = re.findall(r"`(myhealth [^`]+)`", text)
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    lines = [line.partition("#")[0] for block in blocks for line in re.split(r"\n|; ", block)]
-    return [" ".join(each.split()) for each in (*inline, *lines) if each.strip().startswith("myhealth ")]
+@pytest.mark.parametrize("page", [page for page in PAGES if page != GERMAN])
+def test_each_command_of_a_page_is_typed_by_a_test_or_needs_an_account(page: str) -> None:
+    told = {each.text for each in commands(page) if not each.account}
+    typed = {each.command for each in SCRIPTS.get(page, ())}
+    by_hand = set(BY_HAND.get(page, ()))
+    assert told - typed - by_hand == set(), f"{page}: neither in scripts.py nor marked **(account)**"
+    assert typed - told == set(), f"{page}: scripts.py types what is not on the page, or needs an account"
+    assert by_hand - told == set(), f"{page}: no longer there"
+
+
+def test_scripts_are_of_pages_that_exist() -> None:
+    assert set(SCRIPTS) <= set(PAGES)
+
+
+def test_a_new_command_is_seen_wherever_it_stands() -> None:
+    page = """Say `fly apps destroy
+    x --yes`, or `brew install x` **(account)**; `status` and `myhealth` alone are words.
+```sh
+myhealth deploy staging   # a comment
+jq .x < y                 # **(account)**
+```
+| a | `agent-backend token --user x` |
+```text
+fly nothing
+```
+```
+$ openssl rand 1
+```
+"""
+    assert [(each.line, each.text, each.account) for each in found("page", page)] == [
+        (1, "fly apps destroy x --yes", False),
+        (2, "brew install x", True),
+        (4, "myhealth deploy staging", False),
+        (5, "jq .x < y", True),
+        (7, "agent-backend token --user x", False),
+        (12, "$ openssl rand 1".removeprefix("$ "), False),
+    ]
 
 
 def blocks(page: str) -> list[str]:
@@ -38,10 +77,9 @@ def blocks(page: str) -> list[str]:
 def test_what_a_page_tells_to_type_exists(page: str) -> None:
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
-    commands = told(page)
-    assert commands or page == "restore"
-    for each in commands:
-        _, verb, *words = shlex.split(each)
+    parts = [part.strip() for each in commands(page) for part in re.split(r"; ", each.text)]
+    for each in [part for part in parts if part.startswith("myhealth ")]:
+        _, verb, *words = shlex.split(each.partition(" > ")[0])
         assert verb in group.commands, each
         params = group.commands[verb].params
         known = {name for param in params for name in (*param.opts, *param.secondary_opts)}
@@ -53,6 +91,5 @@ def test_what_a_page_tells_to_type_exists(page: str) -> None:
 
 
 def test_both_languages_say_the_same_commands() -> None:
-    german = set(told("first-deployment.de"))
-    assert german == set(told("first-deployment"))
-    assert blocks("first-deployment.de") == blocks("first-deployment")
+    assert [each.text for each in commands(GERMAN)] == [each.text for each in commands("first-deployment")]
+    assert blocks(GERMAN) == blocks("first-deployment")

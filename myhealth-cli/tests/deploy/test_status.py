@@ -52,6 +52,7 @@ WARNING = Check("http", "warning", "waiting")
         ),
         (seen(event("start", 31), crash(30), state="stopped"), "crashed", "BROKEN"),
         (seen(crash(30), state="restarting"), "crashed", "BROKEN"),
+        (seen(crash(20), crash(10), event("start", 1)), "crashed", "BROKEN"),
         (seen(state="failed"), "crashed", "BROKEN"),
         (seen(event("start", 300), checks=(CRITICAL,)), "failing", "BROKEN"),
         (seen(event("start", 300), checks=(WARNING,)), "failing", "BROKEN"),

@@ -20,6 +20,8 @@ Is: TypeAlias = Literal["awake", "starting", "failing", "asleep", "crashed", "ch
 _BROKEN: Final = frozenset({"failing", "crashed"})
 _GRACE_MS: Final = 60_000
 """How long a machine that has just started may have no passing check: longer than a boot."""
+_LOOP: Final = 2
+"""Crashes within that time that make a loop."""
 _OUTPUT: Final = 160
 
 
@@ -116,7 +118,7 @@ def _machine(machine: state.Machine, *, left_over: bool, since: float, now: floa
     return MachineStatus(
         id=machine.id,
         state=machine.state,
-        is_=_is(machine, now),
+        is_=_is(machine, crashed, now),
         since=_time(machine.changed_ms / 1000),
         region=machine.region,
         image=machine.image_ref.exact,
@@ -131,8 +133,10 @@ def _machine(machine: state.Machine, *, left_over: bool, since: float, now: floa
     )
 
 
-def _is(machine: state.Machine, now: float) -> Is:
-    if machine.died or machine.state == "failed":
+def _is(machine: state.Machine, crashed: list[state.Event], now: float) -> Is:
+    """Say what a machine is. One that dies, is started again and dies is not awake in between."""
+    lately = [each for each in crashed if each.timestamp >= now * 1000 - _GRACE_MS]
+    if machine.died or machine.state == "failed" or len(lately) >= _LOOP:
         return "crashed"
     if machine.asleep:
         return "asleep"

@@ -1,0 +1,48 @@
+"""The runbooks are typed as they stand, page after page, at the local Fly. Skipped without flyctl."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from .night import Night
+from .scripts import SCRIPTS, Typed
+from .stage import find, stage
+
+FLYCTL = find()
+pytestmark = [
+    pytest.mark.skipif(FLYCTL is None, reason="no flyctl: `make flyctl` builds it, or set FLYCTL to one"),
+    pytest.mark.timeout(300),
+]
+
+
+@pytest.fixture
+def night(tmp_path: Path) -> Generator[Night]:
+    assert FLYCTL is not None
+    with stage(tmp_path, FLYCTL) as made:
+        yield Night(made, FLYCTL)
+
+
+def test_every_page_is_typed_in_its_order(night: Night) -> None:
+    """One world for all pages, as an app's first months: that is also the quickest."""
+    for page, script in SCRIPTS.items():
+        began = time.monotonic()
+        for each in script:
+            b = time.monotonic()
+            enter(night, page, each)
+            print("   ", round(time.monotonic() - b, 1), each.command[:90])
+        print(f"{page}: {len(script)} commands, {time.monotonic() - began:.1f} s")  # noqa: T201 - asked for
+
+
+def enter(night: Night, page: str, typed: Typed) -> None:
+    if typed.before is not None:
+        typed.before(night)
+    if typed.real and not night.flyctl_is_real:
+        return
+    ended = night.type(typed.command, typed.stdin)
+    assert ended.code in typed.codes, (page, typed.command, ended)
+    for each in typed.says:
+        assert each in ended.out + ended.err, (page, typed.command, each, ended)
