@@ -1,8 +1,8 @@
 """What is typed of each runbook, in an order that makes sense, and what must be seen.
 
-test_flyctl_runbooks.py types it; test_runbooks.py sees that nothing of a page is missing. A command is written
-as its page has it. `Night.filled` puts in what a person would (ID, IMAGE, N, ...) and what the local stage
-needs: addresses, an image instead of a build, no waiting for DNS.
+test_flyctl_runbooks.py types it; test_runbooks.py sees that nothing of a page is missing. What two pages have
+is typed once, and written as the page has it: `Night.filled` puts in what a person would (ID, IMAGE, N, ...)
+and what the local stage needs (addresses, an image instead of a build, no waiting for DNS).
 """
 
 from __future__ import annotations
@@ -91,7 +91,6 @@ SCRIPTS: Final[Mapping[str, tuple[Typed, ...]]] = {
         Typed("myhealth promote", ("myhealth-agents: done",)),
     ),
     "deploy": (
-        Typed("myhealth doctor", ("Staging",), codes=(0, 1)),
         Typed(
             "export SUPABASE_URL=... SUPABASE_PUBLISHABLE_KEY=... CANARY_EMAIL=... CANARY_PASSWORD=...",
         ),
@@ -148,7 +147,6 @@ SCRIPTS: Final[Mapping[str, tuple[Typed, ...]]] = {
         Typed("myhealth promote", ("myhealth-agents: done",)),
     ),
     "on-call": (
-        Typed(STATUS, (": serving",)),
         Typed(f"curl -m 30 {URL}/livez", ("alive",)),
         Typed(f"curl -m 30 {URL}/readyz", ("ready",)),
         Typed(f"curl -m 30 {URL}/version", ('"release"',)),
@@ -161,10 +159,8 @@ SCRIPTS: Final[Mapping[str, tuple[Typed, ...]]] = {
     "privacy": (
         Typed("agent-backend tombstones dump > tombstones-$(date +%F).json", before=_a_laptops_shell),
         Typed("myhealth logs production --no-follow --json > evidence.json"),
-        Typed(f"fly releases {APP} --image", ("registry.fly.io/",)),
     ),
     "restore": (
-        Typed(STATUS, (": serving",)),
         Typed(f"fly machine cordon ID {APP}", real=True),
         Typed(f"fly machine stop ID {APP}"),
         Typed("set -a; . ./production.env; set +a", before=_erased_since),

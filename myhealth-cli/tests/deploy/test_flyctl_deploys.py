@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Generator
@@ -227,3 +228,23 @@ def test_no_secret_is_printed_or_kept(fly: Stage) -> None:
     for secret in (*secrets, fly.env["CANARY_PASSWORD"], fly.fly_env["FLY_API_TOKEN"]):
         if not secret.startswith("http"):
             assert secret not in text + status.out + status.err
+
+
+def test_the_log_is_shown_and_followed_until_ctrl_c(fly: Stage) -> None:
+    machine = fly.machines()[0].id
+    shown = fly.run("logs", "staging", "--no-follow", "--machine", machine)
+    assert (shown.code, machine in shown.out) == (0, True), shown
+    assert '"instance"' in fly.run("logs", "staging", "--no-follow", "--json").out
+    other = fly.run("logs", "staging", "--no-follow", "--machine", "other")
+    assert other.code == 2
+    assert other.err.splitlines() == [f"myhealth: {APP} has no machine other", f"  those it has: {machine}"]
+    words = [sys.executable, "-m", "myhealth_cli", "logs", "staging"]
+    with subprocess.Popen(
+        words, cwd=fly.checkout, env=fly.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as following:
+        assert following.stdout is not None
+        assert following.stdout.readline()
+        assert following.poll() is None
+        following.send_signal(signal.SIGINT)
+        _, err = following.communicate(timeout=30)
+    assert (following.returncode, err) == (0, "")

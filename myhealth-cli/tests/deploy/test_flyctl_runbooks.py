@@ -15,7 +15,7 @@ from .stage import find, stage
 FLYCTL = find()
 pytestmark = [
     pytest.mark.skipif(FLYCTL is None, reason="no flyctl: `make flyctl` builds it, or set FLYCTL to one"),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
 ]
 
 
@@ -31,9 +31,7 @@ def test_every_page_is_typed_in_its_order(night: Night) -> None:
     for page, script in SCRIPTS.items():
         began = time.monotonic()
         for each in script:
-            b = time.monotonic()
             enter(night, page, each)
-            print("   ", round(time.monotonic() - b, 1), each.command[:90])
         print(f"{page}: {len(script)} commands, {time.monotonic() - began:.1f} s")  # noqa: T201 - asked for
 
 
