@@ -20,6 +20,7 @@ import asyncpg
 
 from myhealth_cli.deploy import state
 from myhealth_cli.deploy.environments import deployed
+from myhealth_cli.deploy.probe import CANARY
 
 from .installed import Ended
 from .stage import Stage
@@ -47,6 +48,20 @@ class Night:
         self.image = self.name = self.file = ""
         self.number = 0
 
+    def begin(self) -> None:
+        """Begin where first-deployment.md ends: release one on both, proven, and the canary's files."""
+        folder = Path(self.shell["HOME"]) / "myhealth"
+        folder.mkdir()
+        lines = "".join(f"{name}='{self.shell.pop(name)}'\n" for name in CANARY)
+        for environment in ("staging", "production"):
+            (folder / f"canary.{environment}.env").write_text(lines, "utf-8")
+            self.write(environment)
+            assert self.type(f"myhealth setup {environment} --from {environment}.env").code == 0
+        canary = "set -a; . ~/myhealth/canary.staging.env; set +a"
+        for command in (canary, "myhealth deploy staging", "myhealth promote"):
+            ended = self.type(command)
+            assert ended.code == 0, ended
+
     def type(self, command: str, stdin: str = "") -> Ended:
         """Type a command of a page; what a person would put in is put in."""
         after = self.stage.folder / "after"
@@ -70,8 +85,7 @@ class Night:
 
     def filled(self, command: str) -> str:
         """Put in what a page leaves to the person, and what differs here."""
-        text = re.sub(r"(\w+)=\.\.\.", lambda match: f"{match[1]}='{self.stage.env[match[1]]}'", command)
-        text = text.replace("ENVIRONMENT=production", "ENVIRONMENT=development")
+        text = command.replace("ENVIRONMENT=production", "ENVIRONMENT=development")
         for environment in ("staging", "production"):
             if (address := deployed(environment).url) in text:
                 text = text.replace(address, self.stage.url(environment))
@@ -83,7 +97,7 @@ class Night:
         text = re.sub(r"rollback 7$", f"rollback {self.number}", text)
         return " ".join((text, *self._here(text)))
 
-    def _here(self, command: str) -> tuple[str, ...]:  # noqa: PLR0911 - one for each kind of command
+    def _here(self, command: str) -> tuple[str, ...]:
         """Return what the local stage needs besides."""
         match command.split():
             case ["fly", "deploy", *_]:
@@ -98,8 +112,6 @@ class Night:
                 return (*self._quick("production"), *staging, "--no-ha", "--no-smoke")
             case ["myhealth", "rollback", *rest]:
                 return self._quick("staging" if "staging" in rest else "production")
-            case ["myhealth", "load", _]:
-                return ("--clients", "2", "--turns", "4")
             case _:
                 return ()
 

@@ -28,12 +28,13 @@ _INLINE: Final = re.compile(r"`([^`]+)`")
 
 
 class Command(NamedTuple):
-    """A command: its text without a comment, and whether its line says that it needs an account."""
+    """A command: its text without a comment; `account`: its line says that it needs one."""
 
     page: str
     line: int
     text: str
     account: bool
+    block: bool = False
 
 
 def commands(page: str) -> list[Command]:
@@ -52,7 +53,7 @@ def found(page: str, text: str) -> list[Command]:
         for account in [_marked(prose, match)]
     ]
     blocks = [
-        Command(page, number, command, ACCOUNT in line)
+        Command(page, number, command, ACCOUNT in line, block=True)
         for number, (language, line) in enumerate(fenced, 1)
         if language in _SHELL and (command := _COMMENT.sub("", line).strip().removeprefix("$ "))
     ]

@@ -32,11 +32,6 @@ class Typed(NamedTuple):
     real: bool = False
 
 
-def _secrets_of_both(night: Night) -> None:
-    night.write("staging")
-    night.write("production")
-
-
 def _a_second_release(night: Night) -> None:
     night.next = "two"
 
@@ -77,31 +72,21 @@ APP: Final = "--app myhealth-agents"
 
 SCRIPTS: Final[Mapping[str, tuple[Typed, ...]]] = {
     "first-deployment": (
+        Typed("myhealth doctor", ("Staging",), codes=(0, 1)),
         Typed("myhealth environments", ("staging: https://myhealth-agents-staging.fly.dev", "CANARY_EMAIL")),
         Typed("myhealth environments --json", ('"myhealth-agents"',)),
-        Typed("myhealth doctor", ("Staging",), codes=(0, 1)),
-        Typed("myhealth setup staging --from staging.env", ("create the app",), _secrets_of_both),
-        Typed("myhealth setup production --from production.env", ("create the app",)),
-        Typed("rm staging.env production.env"),
-        Typed("myhealth deploy staging", ("myhealth-agents-staging: done", "nothing proven to go back to")),
-        Typed(
-            "myhealth load https://myhealth-agents-staging.fly.dev",
-            ("answered",),
-        ),
-        Typed("myhealth promote", ("myhealth-agents: done",)),
     ),
     "deploy": (
-        Typed(
-            "export SUPABASE_URL=... SUPABASE_PUBLISHABLE_KEY=... CANARY_EMAIL=... CANARY_PASSWORD=...",
-        ),
+        Typed("set -a; . ~/myhealth/canary.staging.env; set +a", before=Night.begin),
         Typed("myhealth deploy staging --dry-run", ("nothing is done", "If a step fails"), _a_second_release),
         Typed("myhealth deploy staging", ("myhealth-agents-staging: done",)),
         Typed("myhealth status staging", (": serving", "would go to: one")),
         Typed("myhealth load https://myhealth-agents-staging.fly.dev --clients 1 --turns 1", ("answered",)),
+        Typed("set -a; . ~/myhealth/canary.production.env; set +a"),
         Typed("myhealth promote --dry-run", ("nothing is done", "release two")),
         Typed("myhealth promote", ("myhealth-agents: done",)),
         Typed(
-            "myhealth setup staging --from secrets.env --replace",
+            "myhealth setup staging --from FILE --replace",
             ("set secrets, for the next deploy",),
             _new_secrets,
         ),

@@ -14,11 +14,11 @@ import pytest
 
 from myhealth_cli.deploy.environments import deployed
 
-from .stage import MISSING, Stage, find, stage
+from .stage import Stage, find, stage
 from .test_runbooks import blocks
 
 FLYCTL = find()
-pytestmark = [pytest.mark.skipif(FLYCTL is None, reason=MISSING), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 _CANARY = ("SUPABASE_URL", "SUPABASE_PUBLISHABLE_KEY", "CANARY_EMAIL", "CANARY_PASSWORD")
 _STAND_INS = """\
 set -eu
@@ -53,7 +53,6 @@ def _pasted(fly: Stage) -> Path:
 
 
 def test_the_page_word_by_word(tmp_path: Path) -> None:
-    assert FLYCTL is not None
     with stage(tmp_path, FLYCTL) as fly:
         activate = fly.checkout / ".venv" / "bin" / "activate"
         activate.parent.mkdir(parents=True)

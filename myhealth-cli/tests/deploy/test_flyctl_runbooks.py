@@ -1,4 +1,4 @@
-"""The runbooks are typed as they stand, page after page, at the local Fly. Skipped without flyctl."""
+"""The runbooks are typed as they stand, page after page, at the local Fly."""
 
 from __future__ import annotations
 
@@ -13,15 +13,11 @@ from .scripts import SCRIPTS, Typed
 from .stage import find, stage
 
 FLYCTL = find()
-pytestmark = [
-    pytest.mark.skipif(FLYCTL is None, reason="no flyctl: `make flyctl` builds it, or set FLYCTL to one"),
-    pytest.mark.timeout(600),
-]
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
 def night(tmp_path: Path) -> Generator[Night]:
-    assert FLYCTL is not None
     with stage(tmp_path, FLYCTL) as made:
         yield Night(made, FLYCTL)
 

@@ -18,11 +18,10 @@ import pytest
 from myhealth_cli.deploy.environments import deployed
 
 from .installed import ROOT, Ended, myhealth
-from .stage import MISSING, find, speaking
+from .stage import find, speaking
 from .test_values import GOOD
 
 FLYCTL = find()
-pytestmark = pytest.mark.skipif(FLYCTL is None, reason=MISSING)
 _PATIENCE_S = 60.0
 _WORD = "typed-word"
 
