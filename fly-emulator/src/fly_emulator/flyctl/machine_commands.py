@@ -86,6 +86,8 @@ def destroy(call: Call) -> None:
     force = call.flags["force"]
     with _held(call) as machines:
         for each in machines:
+            if each.state == "destroyed":
+                raise FlyctlError(f"machine {each.id} has already been destroyed")
             if not force and each.state == "started":
                 raise FlyctlError(
                     f"machine {each.id} currently started, either stop first or use --force flag"
