@@ -27,11 +27,10 @@ from myhealth_cli.tokens import Issuer
 from . import kept
 from .crowd import Crowd
 from .installed import Ended
-from .stage import MISSING, Stage, find, speaking, stage
+from .stage import Stage, find, speaking, stage
 
 FLYCTL = find()
 pytestmark = [
-    pytest.mark.skipif(FLYCTL is None, reason=MISSING),
     pytest.mark.skipif("LONG_DEPLOYS" not in os.environ, reason="minutes long: LONG_DEPLOYS=1 runs it"),
     pytest.mark.timeout(600),
 ]
@@ -45,7 +44,6 @@ Raw: TypeAlias = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def fly(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stage]:
-    assert FLYCTL is not None
     with stage(tmp_path_factory.mktemp("stage"), FLYCTL) as made:
         for environment in ("staging", "production"):
             secrets = str(made.folder / f"{environment}.env")
