@@ -12,7 +12,7 @@ from myhealth_cli.deploy.lock import file_lock
 from myhealth_cli.tokens import tokens_for
 
 from .installed import Ended, myhealth, nothing
-from .standin import program
+from .scripted import program
 
 
 def refused(ended: Ended, *says: str) -> None:

@@ -16,7 +16,7 @@ from myhealth_cli.deploy.machines_api import MachinesApi
 from myhealth_cli.deploy.rollout import Rollout
 
 from .apps import STAGING, image
-from .standin import StandIn
+from .scripted import Scripted
 
 A = image("a")
 
@@ -67,13 +67,13 @@ def until(note: str) -> float:
 
 async def test_a_lock_outlasts_the_step_it_guards(tmp_path: Path) -> None:
     """A build may take half an hour: longer than a lock that was taken once."""
-    stand_in, notes = StandIn(tmp_path, A), list[str]()
+    scripted, notes = Scripted(tmp_path, A), list[str]()
     async with (
         machines_api(tmp_path, notes=notes) as url,
-        MachinesApi(stand_in.fly, url) as api,
-        lock.app_lock(api, stand_in.fly, STAGING.app, "us") as held,
+        MachinesApi(scripted.fly, url) as api,
+        lock.app_lock(api, scripted.fly, STAGING.app, "us") as held,
     ):
-        rollout = Rollout(stand_in.fly, folder=tmp_path, api=api, lock=held)
+        rollout = Rollout(scripted.fly, folder=tmp_path, api=api, lock=held)
         build = plan.BuildImage(STAGING.app, STAGING.config, "label")
         steps = (build, plan.DeployImage(STAGING.app, STAGING.config, A))
         assert (await rollout.run(plan.Plan(app=STAGING.app, steps=steps))).ok
@@ -83,26 +83,26 @@ async def test_a_lock_outlasts_the_step_it_guards(tmp_path: Path) -> None:
 
 
 async def test_a_first_deploy_is_noted_as_soon_as_there_is_a_machine(tmp_path: Path) -> None:
-    stand_in, notes = StandIn(tmp_path, A), list[str]()
+    scripted, notes = Scripted(tmp_path, A), list[str]()
     there = (tmp_path / "machines").read_text("utf-8")
     (tmp_path / "machines").write_text("[]", "utf-8")
     async with (
         machines_api(tmp_path, notes=notes) as url,
-        MachinesApi(stand_in.fly, url) as api,
-        lock.app_lock(api, stand_in.fly, STAGING.app, "us") as held,
+        MachinesApi(scripted.fly, url) as api,
+        lock.app_lock(api, scripted.fly, STAGING.app, "us") as held,
     ):
         await held.renew(0)
         assert notes == []
         (tmp_path / "machines").write_text(there, "utf-8")
         await held.renew(0)
         with pytest.raises(NothingChangedError, match="us is deploying"):
-            async with lock.app_lock(api, stand_in.fly, STAGING.app, "them"):
+            async with lock.app_lock(api, scripted.fly, STAGING.app, "them"):
                 pass
 
 
 @pytest.mark.parametrize("behind_s", [3600, -3600])
 async def test_a_lock_ends_by_flys_clock_and_not_by_ours(behind_s: float, tmp_path: Path) -> None:
-    stand_in = StandIn(tmp_path, A)
+    scripted = Scripted(tmp_path, A)
     [machine] = json.loads((tmp_path / "machines").read_text("utf-8"))
 
     def noted(seconds: float) -> None:
@@ -110,44 +110,44 @@ async def test_a_lock_ends_by_flys_clock_and_not_by_ours(behind_s: float, tmp_pa
         machine["config"]["metadata"] = {lock.LOCK: note}
         (tmp_path / "machines").write_text(json.dumps([machine]), "utf-8")
 
-    async with machines_api(tmp_path, behind_s=behind_s) as url, MachinesApi(stand_in.fly, url) as api:
+    async with machines_api(tmp_path, behind_s=behind_s) as url, MachinesApi(scripted.fly, url) as api:
         noted(600)
         with pytest.raises(NothingChangedError, match="them is deploying") as refused:
-            async with lock.app_lock(api, stand_in.fly, STAGING.app, "us"):
+            async with lock.app_lock(api, scripted.fly, STAGING.app, "us"):
                 pass
         assert abs(int(refused.value.hint.split()[-2]) - 600) <= 3
         noted(-600)
-        async with lock.app_lock(api, stand_in.fly, STAGING.app, "us"):
+        async with lock.app_lock(api, scripted.fly, STAGING.app, "us"):
             pass
 
 
 async def test_who_has_lost_the_lock_leaves_the_app_alone(tmp_path: Path) -> None:
     """A laptop that slept through its lock wakes up in the middle of somebody else's deploy."""
-    stand_in, notes = StandIn(tmp_path, A), list[str]()
+    scripted, notes = Scripted(tmp_path, A), list[str]()
     async with (
         machines_api(tmp_path, notes=notes) as url,
-        MachinesApi(stand_in.fly, url) as api,
-        lock.app_lock(api, stand_in.fly, STAGING.app, "us") as held,
+        MachinesApi(scripted.fly, url) as api,
+        lock.app_lock(api, scripted.fly, STAGING.app, "us") as held,
     ):
         [machine] = json.loads((tmp_path / "machines").read_text("utf-8"))
         machine["config"]["metadata"] = {lock.LOCK: f"them {time.time() + 600:.0f}"}
         (tmp_path / "machines").write_text(json.dumps([machine]), "utf-8")
-        rollout = Rollout(stand_in.fly, folder=tmp_path, api=api, lock=held)
+        rollout = Rollout(scripted.fly, folder=tmp_path, api=api, lock=held)
         for step in (plan.DeployImage(STAGING.app, STAGING.config, A), plan.NoteGood(STAGING.app, A)):
             wanted = plan.Plan(app=STAGING.app, steps=(step,), recovery=(step,))
             outcome = await rollout.run(wanted)
             assert not outcome.ok
             assert outcome.error == f"them is deploying {STAGING.app} now: our lock had expired"
-    assert stand_in.heard("deploy") == []
+    assert scripted.heard("deploy") == []
     assert len(notes) == 1, "only our own lock, at the beginning"
     [machine] = json.loads((tmp_path / "machines").read_text("utf-8"))
     assert machine["config"]["metadata"][lock.LOCK].startswith("them "), "theirs is not given back by us"
 
 
 async def test_what_was_deployed_by_hand_after_the_gates_is_not_noted_as_proven(tmp_path: Path) -> None:
-    stand_in, notes = StandIn(tmp_path, image("b")), list[str]()
-    async with machines_api(tmp_path, notes=notes) as url, MachinesApi(stand_in.fly, url) as api:
-        rollout = Rollout(stand_in.fly, folder=tmp_path, api=api)
+    scripted, notes = Scripted(tmp_path, image("b")), list[str]()
+    async with machines_api(tmp_path, notes=notes) as url, MachinesApi(scripted.fly, url) as api:
+        rollout = Rollout(scripted.fly, folder=tmp_path, api=api)
         steps = (plan.NoteGood(STAGING.app, A),)
         assert "now, not" in (await rollout.run(plan.Plan(app=STAGING.app, steps=steps))).error
         steps = (plan.NoteGood(STAGING.app, image("b")),)

@@ -16,7 +16,7 @@ from myhealth_cli.deploy.rollout import Rollout
 from myhealth_cli.tokens import TokenError
 
 from .apps import STAGING, app, image, machine
-from .standin import StandIn, program
+from .scripted import Scripted, program
 
 A, B = image("a"), image("b")
 
@@ -40,15 +40,15 @@ async def answering(body: bytes, status: int = 200) -> AsyncGenerator[str]:
 
 
 async def test_a_release_that_breaks_the_tool_itself_is_taken_back(tmp_path: Path) -> None:
-    stand_in = StandIn(tmp_path, B)
+    scripted = Scripted(tmp_path, B)
     # It is ready, and what it says of itself is nested so deep that our reader gives up in its own way.
-    async with answering(b'{"a":' * 100_000) as url, MachinesApi(stand_in.fly, url) as api:
+    async with answering(b'{"a":' * 100_000) as url, MachinesApi(scripted.fly, url) as api:
         wanted = plan.deploy(STAGING, app(machine(1, A, good=(A,))), B, build=None, bake=0, url=url)
-        rollout = Rollout(stand_in.fly, folder=tmp_path, api=api, patiences=Patiences(ready_s=1))
+        rollout = Rollout(scripted.fly, folder=tmp_path, api=api, patiences=Patiences(ready_s=1))
         outcome = await rollout.run(wanted)
     assert not outcome.ok
     assert "RecursionError" in outcome.error
-    deployed = [words[words.index("--image") + 1] for words in stand_in.heard("deploy")]
+    deployed = [words[words.index("--image") + 1] for words in scripted.heard("deploy")]
     assert deployed == [B.ref, A.ref]
 
 
@@ -76,7 +76,7 @@ async def test_a_flyctl_that_does_not_listen_is_killed_with_what_it_has_started(
 
 
 async def test_an_answer_that_is_none_of_the_machines_api_is_an_error_of_fly(tmp_path: Path) -> None:
-    fly = StandIn(tmp_path, A).fly
+    fly = Scripted(tmp_path, A).fly
     for body in (b"<html>log in to this network</html>", b"[]", b'{"data": null}', b'{"data": {"nonce": 1}}'):
         async with answering(body) as url, MachinesApi(fly, url) as api:
             with pytest.raises(FlyctlError):
@@ -96,7 +96,9 @@ async def test_a_note_is_said_again_when_the_answer_was_lost(tmp_path: Path) -> 
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        async with MachinesApi(StandIn(tmp_path, A).fly, f"http://127.0.0.1:{runner.addresses[0][1]}") as api:
+        async with MachinesApi(
+            Scripted(tmp_path, A).fly, f"http://127.0.0.1:{runner.addresses[0][1]}"
+        ) as api:
             await api.set_metadata("app", "m1", "myhealth_good", "[]")
     finally:
         await runner.cleanup()
@@ -104,13 +106,13 @@ async def test_a_note_is_said_again_when_the_answer_was_lost(tmp_path: Path) -> 
 
 
 async def test_a_build_is_told_its_base_by_digest(tmp_path: Path) -> None:
-    stand_in, backend = StandIn(tmp_path, A), tmp_path / "agent-backend"
+    scripted, backend = Scripted(tmp_path, A), tmp_path / "agent-backend"
     backend.mkdir()
     (backend / "Dockerfile").write_text("ARG PYTHON=python:3.11\nFROM ${PYTHON}\n", "utf-8")
     steps = (plan.BuildImage(STAGING.app, STAGING.config, "label"),)
 
     async def build() -> str:
-        rollout = Rollout(stand_in.fly, folder=tmp_path)
+        rollout = Rollout(scripted.fly, folder=tmp_path)
         return (await rollout.run(plan.Plan(app=STAGING.app, steps=steps))).error
 
     assert not await build()
@@ -118,7 +120,7 @@ async def test_a_build_is_told_its_base_by_digest(tmp_path: Path) -> None:
     assert not await build()
     (backend / "base-image.digest").write_text("python:3.10 sha256:00\n", "utf-8")
     assert "not the Dockerfile's base" in await build()
-    without, pinned = stand_in.heard("deploy")
+    without, pinned = scripted.heard("deploy")
     assert "--build-arg" not in without
     assert pinned[pinned.index("--build-arg") + 1] == "PYTHON=python:3.11@sha256:00"
 
@@ -162,7 +164,7 @@ exit 1
 """
     signed_in = tmp_path / "signed-in"
     signed_in.mkdir()
-    async with MachinesApi(StandIn(signed_in, A).fly) as api:
+    async with MachinesApi(Scripted(signed_in, A).fly) as api:
         rollout = Rollout(flyctl.Flyctl(program(tmp_path, text), tmp_path), folder=tmp_path, api=api)
         wanted = plan.Plan(app="app", steps=(plan.DeployImage("app", STAGING.config, A),))
         assert (await rollout.run(wanted)).ok

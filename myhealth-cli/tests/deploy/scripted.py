@@ -1,4 +1,4 @@
-"""A stand-in for flyctl, where the real one need not be had: one machine, and a yes to everything."""
+"""A flyctl that says what a test tells it to: one machine, and a yes to everything."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if words[:2] == ["auth", "token"]:
 """
 
 
-class StandIn:
+class Scripted:
     """Lists one machine with an image; whatever else it is asked for, it says yes."""
 
     def __init__(self, folder: Path, runs: Image) -> None:
