@@ -240,6 +240,8 @@ def refusals(tell: Teller) -> None:
     tell.say("secrets", "import", "--stage", *app)
     tell.say("secrets", "import", "--stage", *app, stdin="nonsense\n")
     tell.say("config", "validate", "--strict", "--config", "none.toml")
+    tell.say("tokens", "create", "deploy", *app, "--expiry", "720h")
+    tell.say("tokens", "create", "deploy", "--app", "nope")
     tell.say("nonsense")
     tell.say("apps", "list", "--nonsense")
     tell.deploy("absent", *QUIET)

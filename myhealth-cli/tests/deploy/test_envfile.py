@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,6 @@ from hypothesis import strategies as st
 from myhealth_cli.deploy import envfile, values
 from myhealth_cli.deploy.errors import NothingChangedError
 
-from .installed import myhealth
 from .stage import find, speaking
 
 ODD = ("a b#c", '""#a', 'pa"ss#1', '"""t', "it's#1")
@@ -37,22 +38,20 @@ def test_what_flyctl_reads_is_what_was_given(value: str) -> None:
 
 
 def test_flyctl_reads_it_so(tmp_path: Path) -> None:
-    program = find()
     state = tmp_path / "fly"
-    with speaking(
-        *("fly_emulator", "serve", "--port", "0", "--json", "--state", str(state)), log=tmp_path / "log"
-    ) as fly:
-        env = {"PATH": "/nonexistent", "HOME": str(tmp_path), "FLYCTL": str(program), **fly["env"]}
-        names = ("DATABASE_URL", "ANTHROPIC_API_KEY", "SUPABASE_URL", "SUPABASE_SERVICE_KEY", "SENTRY_DSN")
-        given = dict(zip(names, ODD, strict=True))
-        quoted = {name: f'"{value}"' if "'" in value else f"'{value}'" for name, value in given.items()}
-        lines = "".join(f"{name}={value}\n" for name, value in quoted.items())
-        (tmp_path / "secrets").write_text(lines, "utf-8")
-        ended = myhealth("setup", "staging", "--from", str(tmp_path / "secrets"), env=env)
-        assert ended.code == 0, ended
+    words = ("fly_emulator", "serve", "--port", "0", "--json", "--state", str(state))
+    with speaking(*words, log=tmp_path / "log") as fly:
+
+        def flyctl(*words: str, stdin: str = "") -> None:
+            env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **fly["env"]}
+            subprocess.run([find(), *words], env=env, input=stdin, text=True, check=True, capture_output=True)
+
+        given = {f"NAME_{number}": value for number, value in enumerate(ODD)}
+        flyctl("apps", "create", "shop", "--yes")
+        lines = "".join(envfile.line(name, value) for name, value in given.items())
+        flyctl("secrets", "import", "--stage", "--app", "shop", stdin=lines)
         kept: Any = json.loads((state / "cloud.json").read_text("utf-8"))
-        [app] = kept["apps"].values()
-        assert {name: secret["value"] for name, secret in app["secrets"].items()} == given
+        assert {name: each["value"] for name, each in kept["apps"]["shop"]["secrets"].items()} == given
 
 
 @pytest.mark.parametrize("mark", ["\x0c", "\x1c", "\x85", "\u2028"])

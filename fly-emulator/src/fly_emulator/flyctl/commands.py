@@ -43,6 +43,12 @@ _RELEASES: Final = (
     "$limit) { nodes { id version description reason status imageRef stable user { id email name } "
     "createdAt } } } }"
 )
+_CREATE_LIMITED: Final = (
+    "mutation CreateLimitedAccessToken ($name: String!, $organizationId: ID!, $profile: String!, "
+    "$profileParams: JSON, $expiry: String!) { createLimitedAccessToken(input: {name:$name,organizationId:"
+    "$organizationId,profile:$profile,profileParams:$profileParams,expiry:$expiry}) "
+    "{ limitedAccessToken { tokenHeader } } }"
+)
 _POLL_S: Final = 0.128
 
 
@@ -64,7 +70,8 @@ def access_token(call: Call) -> str:
     )
     if not found:
         raise FlyctlError("no access token available. Please login with 'flyctl auth login'")
-    return found
+    # A scheme before the first token is no part of it (superfly/fly-go `tokens.Parse`).
+    return found.removeprefix("FlyV1 ").removeprefix("Bearer ")
 
 
 def session(call: Call) -> Api:
@@ -117,6 +124,28 @@ def token(call: Call) -> None:
     write(found)
     if not call.flags["quiet"]:
         sys.stderr.write("The 'fly auth token' command is deprecated. Use 'fly tokens create' instead.\n\n")
+
+
+def deploy_token(call: Call) -> None:
+    """`tokens create deploy`."""
+    name, api = app_name(call), session(call)
+    try:
+        app = api.graphql(_APP, appName=name)["appcompact"]
+    except FlyctlError as error:
+        raise FlyctlError(f"failed retrieving app {name}: {error}") from error
+    try:
+        made = api.graphql(
+            _CREATE_LIMITED,
+            name=call.flags["name"],
+            organizationId=app["organization"]["id"],
+            profile="deploy",
+            profileParams={"app_id": app["id"]},
+            expiry=call.flags["expiry"],
+        )
+    except FlyctlError as error:
+        raise FlyctlError(f"failed creating token: {error}") from error
+    header = made["createLimitedAccessToken"]["limitedAccessToken"]["tokenHeader"]
+    write_json({"token": header}) if call.flags["json"] else write(header)
 
 
 def create(call: Call) -> None:

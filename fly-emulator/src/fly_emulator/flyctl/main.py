@@ -68,6 +68,15 @@ COMMANDS: Final = {
     "releases": Command(do.releases, {**_APP, **_JSON, "image": Flag(default=False)}),
     "secrets import": Command(do.import_secrets, {**_APP, "stage": Flag(default=False)}),
     "secrets list": Command(do.secrets, {**_APP, **_JSON}),
+    "tokens create deploy": Command(
+        do.deploy_token,
+        {
+            **_APP,
+            **_JSON,
+            "name": Flag(default="flyctl deploy token", short="n"),
+            "expiry": Flag(default="175200h", short="x"),
+        },
+    ),
     "status": Command(do.status, {**_APP, **_JSON}),
 }
 

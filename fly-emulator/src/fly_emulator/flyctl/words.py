@@ -60,7 +60,7 @@ def read(words: Sequence[str], commands: Mapping[str, Command]) -> Call:
 
 
 def _command(words: Sequence[str], commands: Mapping[str, Command]) -> tuple[str, Command, Sequence[str]]:
-    for count in (2, 1):
+    for count in (3, 2, 1):
         if found := commands.get(name := " ".join(words[:count])):
             return name, found, words[count:]
     group = bool(words) and any(each.startswith(f"{words[0]} ") for each in commands)
