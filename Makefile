@@ -15,7 +15,7 @@ run: .venv/.ready
 	@PORT=$(PORT) .venv/bin/python -m myhealth_cli dev $(ARGS)
 
 test: .venv/.ready
-	.venv/bin/pytest -n 2
+	.venv/bin/pytest -n 2 --dist worksteal
 
 # What runs with a stand-in for flyctl in `make test`, with the real one; FLYCTL=/path/to/flyctl, or `make flyctl`'s
 test-flyctl: .venv/.ready

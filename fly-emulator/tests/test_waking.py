@@ -242,8 +242,10 @@ async def test_queued_requests_are_served_in_the_order_they_came(fleet: LocalFle
         for at, client in enumerate(clients):
             client.get(f"/{at}")
             await until(lambda at=at: edge.status().requests == at + 1)
+            # Who comes in the moment in which a machine gets ready may be before those who wait for it.
+            await until(lambda: len(served) == 1)
         for at, client in enumerate(clients):
             await until(lambda at=at: len(served) == at + 1)
+            assert served[-1] == f"/{at}"
             gates[at].set()
             await client.answer()
-        assert served == [f"/{at}" for at in range(5)]

@@ -182,6 +182,9 @@ async def breaks(fly: Stage, scene: Scene, name: str, image: str, says: str) -> 
     outcome = ended.json()
     assert outcome["recovered"], outcome
     assert says in outcome["error"], outcome["error"]
+    if name.endswith("asleep"):
+        flyctls = next(each for each in outcome["steps"] if each["step"]["step"] == "deploy_image")
+        assert not flyctls["error"], "flyctl itself has seen nothing"
     await serves(fly, scene, "steady", outcome)
     assert began < refused < safe
     return Deploy(name, began, refused, safe)

@@ -83,16 +83,6 @@ def test_a_migration_that_fails_changes_no_machine(fly: Stage) -> None:
     assert "deploy_image" not in again, "no machine was changed"
 
 
-def test_a_broken_release_onto_a_sleeping_app_is_woken_and_found(fly: Stage) -> None:
-    fly.flyctl("machine", "stop", fly.machines()[0].id, "--app", APP, "--wait-timeout", "10s")
-    asleep = fly.run("status", "staging", "--json").json()
-    assert [each["is"] for each in asleep["machines"]] == ["asleep"]
-    ended = deploy(fly, fly.program("crash", "sh -c 'echo no database; exit 1'"))
-    went_back(fly, ended, "a", "/readyz is not good")
-    flyctls = next(each for each in ended.json()["steps"] if each["step"]["step"] == "deploy_image")
-    assert not flyctls["error"], "flyctl itself has seen nothing"
-
-
 def test_another_image_that_was_pulled_instead_is_found(fly: Stage) -> None:
     other = fly.image("other", NUMBER="2")
     fly.image("wanted", NUMBER="3")
