@@ -7,7 +7,7 @@ ARGS ?=
 LOCKED = uv.lock pyproject.toml agent-backend/pyproject.toml anthropic-emulator/pyproject.toml \
 	fly-emulator/pyproject.toml myhealth-cli/pyproject.toml supabase-emulator/pyproject.toml scripts/bootstrap.py
 
-.PHONY: run test test-flyctl check bench soak flyctl clean
+.PHONY: run test test-long test-flyctl check bench soak flyctl clean
 
 # Postgres, the model's emulator, the backend, demo data and a chat. Another port: make run PORT=3002.
 # An empty database: make run ARGS=--fresh
@@ -15,7 +15,11 @@ run: .venv/.ready
 	@PORT=$(PORT) .venv/bin/python -m myhealth_cli dev $(ARGS)
 
 test: .venv/.ready
-	.venv/bin/pytest -n 2 --dist worksteal
+	.venv/bin/pytest -n 2 --dist worksteal -m "not long"
+
+# Fifty people through deploys, good and broken, every runbook typed, the workflows' steps; CI runs these, too
+test-long: .venv/.ready
+	.venv/bin/pytest -n 2 --dist worksteal -m long
 
 # What runs with a stand-in for flyctl in `make test`, with the real one; FLYCTL=/path/to/flyctl, or `make flyctl`'s
 test-flyctl: .venv/.ready

@@ -28,6 +28,7 @@ def database() -> Generator[OwnPostgres]:
 
 
 @pytest.mark.chaos
+@pytest.mark.long
 @pytest.mark.timeout(300)
 async def test_twenty_deploys_under_fifty_phones_drop_no_turn(database: OwnPostgres, tmp_path: Path) -> None:
     rng = random.Random(1)

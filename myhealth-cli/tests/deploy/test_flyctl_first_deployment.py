@@ -18,7 +18,7 @@ from .stage import Stage, find, stage
 from .test_runbooks import blocks
 
 FLYCTL = find()
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 _CANARY = ("SUPABASE_URL", "SUPABASE_PUBLISHABLE_KEY", "CANARY_EMAIL", "CANARY_PASSWORD")
 _STAND_INS = """\
 set -eu

@@ -13,7 +13,7 @@ from .scripts import SCRIPTS, Typed
 from .stage import find, stage
 
 FLYCTL = find()
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.fixture

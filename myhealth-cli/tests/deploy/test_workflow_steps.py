@@ -109,6 +109,7 @@ def local(made: Stage, command: str, release: str) -> tuple[str, ...]:
     return ()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_steps_take_a_commit_to_production_and_a_second_one_back(fly: Stage) -> None:
     staging, production = steps("deploy-agents", "staging"), steps("deploy-agents", "production")
