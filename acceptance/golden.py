@@ -77,8 +77,10 @@ async def failed(client: Client, session: str) -> list[Received]:
 
 async def queue(client: Client, session: str) -> list[Received]:
     """Answer two messages in turn."""
-    for n in (1, 2):
-        await client.begin(session, say(f"Message {n}", thinking=0, tokens=2), turn=turn_id(n))
+    # The second comes while the model is still silent about the first: later it would begin an epoch.
+    for n, silent in ((1, 1500), (2, 0)):
+        content = say(f"Message {n}", thinking=0, tokens=2, ttft_ms=silent)
+        await client.begin(session, content, turn=turn_id(n))
     return await take(client.sse(session), ends(2))
 
 
