@@ -4,7 +4,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from myhealth_cli.deploy.state import KEPT, Image, Machine, crashes, newest, noted
+from myhealth_cli.deploy.state import KEPT, Image, Machine, crashes, noted
 
 from .apps import app, image, machine
 
@@ -58,7 +58,7 @@ def test_a_crash_counts_by_flys_clock() -> None:
         return msgspec.convert({"id": "m1", "events": events}, Machine)
 
     # Whatever the clock here says: what is there when the watch begins is old, what comes then is new.
-    assert newest(seen()) == 0
-    assert newest(seen(5, 7)) == 7
-    assert crashes(seen(5, 7), newest(seen(5, 7))) == []
-    assert crashes(seen(5, 7, 8), newest(seen(5, 7))) == ["exit code 1"]
+    assert seen().changed_ms == 0
+    assert seen(5, 7).changed_ms == 7
+    assert crashes(seen(5, 7), seen(5, 7).changed_ms) == []
+    assert crashes(seen(5, 7, 8), seen(5, 7).changed_ms) == ["exit code 1"]

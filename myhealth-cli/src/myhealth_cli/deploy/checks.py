@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from myhealth_cli.deploy import flyctl, load, values
+from myhealth_cli.deploy import flyctl, load, state, values
 from myhealth_cli.deploy import world as world_module
 from myhealth_cli.deploy.environments import ENVIRONMENTS, deployed
 from myhealth_cli.deploy.errors import FlyctlError, NothingChangedError
@@ -97,7 +97,7 @@ async def secrets(environment: Deployed, world: World) -> Found:
     if missing := [name for name in environment.secrets if name not in there]:
         return failed(f"missing: {', '.join(missing)}", f"myhealth setup {environment.name}")
     without = [f"without {name}" for name in environment.optional if name not in there]
-    if app.machines and any(each.status.lower() in {"staged", "partial"} for each in app.secrets):
+    if app.machines and any(each.status.lower() in state.WAITING for each in app.secrets):
         without.append("some in force only with the next deploy")
     return ok(", ".join((*environment.secrets, *without)))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -113,8 +112,3 @@ async def _git(root: Path, *arguments: str) -> str:
     if process.returncode != 0:
         raise ValueError(err.decode("utf-8", "replace").strip()[:200] or "it failed")
     return out.decode().strip()
-
-
-def variable(name: str) -> str | None:
-    """Return an environment variable that is set and not blank."""
-    return os.environ.get(name, "").strip() or None

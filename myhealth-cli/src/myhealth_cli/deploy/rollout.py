@@ -355,7 +355,7 @@ class Rollout:
             while (left := ends - time.monotonic()) > 0:
                 found = await self._look(step.app)
                 if known is None:
-                    known = {each.id: state.newest(each) for each in found}
+                    known = {each.id: each.changed_ms for each in found}
                 for each in found:
                     if crashed := state.crashes(each, known.get(each.id, 0)):
                         raise GateError(f"machine {each.id} crashed: {', '.join(crashed)}")

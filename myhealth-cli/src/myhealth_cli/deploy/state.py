@@ -169,7 +169,7 @@ class Machine(msgspec.Struct, frozen=True):
 
     @property
     def changed_ms(self) -> int:
-        """When something happened to it last: in milliseconds since 1970, 0 if nothing is known."""
+        """When something happened to it last: milliseconds since 1970 by Fly's clock; 0: nothing is known."""
         return max((each.timestamp for each in self.events), default=0)
 
     @property
@@ -304,13 +304,8 @@ async def read(fly: Flyctl, name: str) -> App:
     )
 
 
-def newest(machine: Machine) -> int:
-    """Return the time of a machine's newest event, in milliseconds by Fly's clock; 0: it has none."""
-    return max((each.timestamp for each in machine.events), default=0)
-
-
 def crashes(machine: Machine, after: int) -> list[str]:
-    """Return what crashed on a machine after an event of Fly's (`newest`): our clock may be another."""
+    """Return what crashed on a machine after an event of Fly's (`changed_ms`): our clock may be another."""
     return [each.crash for each in machine.events if each.timestamp > after and each.crash]
 
 

@@ -50,13 +50,9 @@ def read_file(file: Path) -> dict[str, str]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise NothingChangedError(
-            f"{file} is no UTF-8 text", hint="name a file of KEY=VALUE lines"
-        ) from error
+        raise NothingChangedError(f"{file} is no UTF-8 text", hint=_A_FILE) from error
     except OSError as error:
-        raise NothingChangedError(
-            f"{file} cannot be read: {error.strerror}", hint="name a file of KEY=VALUE lines"
-        ) from error
+        raise NothingChangedError(f"{file} cannot be read: {error.strerror}", hint=_A_FILE) from error
     found: dict[str, str] = {}
     # Not splitlines(): it also cuts at form feeds and Unicode's separators, in the middle of a value.
     for number, line in enumerate(text.split("\n"), 1):
