@@ -76,15 +76,21 @@ Steps:
 
 
 def test_a_way_back_that_failed_calls_for_somebody() -> None:
-    outcome = Outcome(
-        app=APP, ok=False, changed=True, error="x; and going back failed: y", left="no machines"
+    def said(*steps: Done, changed: bool) -> str:
+        outcome = Outcome(
+            app=APP, ok=False, changed=changed, steps=steps, error="x; and going back failed: y", left="none"
+        )
+        return summary.of_outcome("deploy", outcome)
+
+    broken = said(step(deployed(NEW)), step(plan.WakeMachines(APP), "it crashed"), changed=True)
+    assert "**Somebody has to look now.**" in broken
+    assert "    none\n" in broken
+    assert "**Somebody" in said(step(plan.WakeMachines(APP), "it crashed"), changed=False), (
+        "proven, and broken"
     )
-    said = summary.of_outcome("deploy", outcome)
-    assert "**Somebody has to look now.**" in said
-    assert "    no machines\n" in said
-    assert "Somebody" not in summary.of_outcome(
-        "deploy", Outcome(app=APP, ok=False, changed=False, error="x")
-    )
+    built = said(step(plan.BuildImage(APP, "agent-backend/fly.toml", "new"), "no builder"), changed=True)
+    assert "Somebody" not in built
+    assert "What runs was not touched." in built
 
 
 def test_a_refusal_is_in_the_summary_of_the_run_and_only_there_is_one_written(tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ _LOOK: Final = (
     "the workflow *rollback* goes back to what was proven."
 )
 
+_BEFORE: Final = (plan.CreateApp, plan.StageSecrets, plan.BuildImage)
+"""A build that fails calls nobody out of bed."""
+
 
 def of_outcome(verb: str, outcome: Outcome) -> str:
     """Say how a deploy, a promotion or a rollback went, and what runs now."""
@@ -37,14 +40,19 @@ def of_outcome(verb: str, outcome: Outcome) -> str:
         if outcome.recovered:
             seconds = outcome.seconds_to_safe or 0.0
             lines += [f"What ran before serves again, proven, {seconds:.1f} s after the failure.", ""]
-        elif outcome.changed:
+        elif _touched(outcome):
             lines += [_LOOK, ""]
         else:
-            lines += ["Nothing was changed.", ""]
+            lines += ["What runs was not touched.", ""]
         lines += ["Now:", "", *_code(*outcome.left.split("; "))]
     lines += ["Steps:", ""]
     lines += _code(*(_step(each) for each in outcome.steps))
     return "\n".join([*lines, ""])
+
+
+def _touched(outcome: Outcome) -> bool:
+    """Say whether it went further than what comes before a deploy: what runs was changed, or looked at."""
+    return any(not isinstance(each.step, _BEFORE) for each in outcome.steps)
 
 
 def _step(done: Done) -> str:
