@@ -8,7 +8,7 @@ import pytest
 from myhealth_cli.deploy import lock, status
 from myhealth_cli.deploy.state import App, Check, Event, Machine, Release, Secret
 
-from .apps import app, image, machine
+from .apps import STAGING, app, image, machine
 
 NOW = 1_800_000_000.0
 A, B = image("a"), image("b")
@@ -91,6 +91,22 @@ def test_what_is_wrong_is_said_in_words() -> None:
     staged = look(seen(), secrets=(Secret("DATABASE_URL", "Staged"),))
     assert staged.problems == ["secrets wait for a deploy: DATABASE_URL"]
     assert look().summary == "nothing has been deployed"
+
+
+def test_what_is_taken_out_of_service_neither_serves_nor_wakes() -> None:
+    """docs/runbooks/restore.md cordons every machine and stops it."""
+
+    def cordoned(one: Machine) -> Machine:
+        return msgspec.structs.replace(one, cordoned=True)
+
+    asleep = msgspec.structs.replace(seen(state="stopped"), id="machine2")
+    found = look(cordoned(seen(state="stopped")))
+    assert found.summary == "out of service: every machine is cordoned"
+    [problem] = found.problems
+    assert problem.startswith("machine machine1 is cordoned: no request reaches or wakes it")
+    assert f"`fly machine uncordon machine1 --app {STAGING.app}`" in problem
+    assert look(cordoned(seen()), asleep).summary == "asleep: the next request wakes it, with problems"
+    assert look(seen(), cordoned(asleep)).summary == "serving, with problems"
 
 
 def test_who_deploys_and_where_a_rollback_would_go() -> None:

@@ -162,6 +162,9 @@ def _problems(app: state.App, machines: list[MachineStatus]) -> list[str]:
             found.append(f"machine {each.id} runs and fails its check: {checks}: {each.check_output}")
         elif crashes:
             found.append(f"machine {each.id} has crashed before it ran: {crashes}")
+        if each.cordoned and not each.left_over:
+            undo = f"fly machine uncordon {each.id} --app {app.name}"
+            found.append(f"machine {each.id} is cordoned: no request reaches or wakes it until `{undo}`")
     if len({(each.image, each.release) for each in machines}) > 1:
         found.append("the machines run different images")
     elif any(not each.proven for each in machines):
@@ -181,7 +184,11 @@ def _summary(machines: list[MachineStatus], problems: list[str]) -> str:
         return "BROKEN" if broken == len(kinds) else f"{broken} of {len(kinds)} machines BROKEN"
     if "changing" in kinds or "starting" in kinds:
         return "changing: look again in a minute"
-    how = "asleep: the next request wakes it" if set(kinds) == {"asleep"} else "serving"
+    if all(each.cordoned for each in machines):
+        return "out of service: every machine is cordoned"
+    # One that is cordoned serves nobody, whatever it does.
+    awake = any(each.is_ == "awake" and not each.cordoned for each in machines)
+    how = "serving" if awake else "asleep: the next request wakes it"
     return f"{how}, with problems" if problems else how
 
 
