@@ -144,6 +144,19 @@ esac
     assert (tmp_path / "calls").read_text("utf-8").count("x") == 4
 
 
+async def test_a_machine_that_is_gone_is_removed_whatever_flyctl_says(tmp_path: Path) -> None:
+    text = f"""#!/bin/sh
+cd {tmp_path}
+[ "$2" = list ] && echo "[]" && exit 0
+echo "$2" >>calls
+[ "$2" != destroy ] || {{ echo "Error: the answer was lost" >&2; exit 1; }}
+"""
+    rollout = Rollout(flyctl.Flyctl(program(tmp_path, text), tmp_path), folder=tmp_path)
+    outcome = await rollout.run(plan.Plan(app="app", steps=(plan.RemoveMachines("app", ("m1",)),)))
+    assert outcome.ok, outcome
+    assert (tmp_path / "calls").read_text("utf-8").split() == ["cordon", "stop", "destroy"]
+
+
 async def test_an_issuer_that_answers_something_else_is_said() -> None:
     async with answering(b"<html>log in to this network</html>") as url:
         user = probe.canary({**dict.fromkeys(probe.CANARY, "x"), "SUPABASE_URL": url})

@@ -298,6 +298,9 @@ class Rollout:
                 except FlyctlError as error:
                     if not left:
                         raise GateError(f"machine {machine} cannot be removed: {error}") from error
+                    # Destroyed, and the answer was lost: what is gone can be cordoned by nobody.
+                    if all(each.id != machine for each in await self._look(step.app)):
+                        break
                     await asyncio.sleep(1)
         return f"{len(step.ids)} removed"
 
