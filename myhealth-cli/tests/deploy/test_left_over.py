@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from myhealth_cli.deploy import plan
+from myhealth_cli.deploy import lock, plan
 from myhealth_cli.deploy.state import App, Image, Machine, Secret
 
 from .apps import STAGING, app, image, machine
@@ -72,6 +72,12 @@ def test_what_is_left_over_is_removed_first(machines: tuple[Machine, ...], left:
     back = wanted.recovery[0]
     assert isinstance(back, plan.DeployImage)
     assert back.image == A
+
+
+@pytest.mark.parametrize(("machines", "left"), LEFT.values(), ids=LEFT)
+def test_the_lock_is_noted_on_a_machine_that_stays(machines: tuple[Machine, ...], left: list[str]) -> None:
+    for ordered in (machines, machines[::-1]):
+        assert lock.bearer(STAGING.app, ordered).id not in left
 
 
 @pytest.mark.parametrize("machines", NOTHING.values(), ids=NOTHING)

@@ -1,11 +1,12 @@
 """One deploy at a time for each app: a file's lock on this host, and a note on a machine for all others.
 
 The file's lock ends with the process, however it ends, and with every flyctl it has started: one that
-outlives a kill -9 still deploys. The note (who, until when) is metadata of the app's first machine; it is
-read and written under that machine's lease, which the Machines API gives to one caller only. The lease itself
-cannot be held during a deploy: flyctl needs it. After a kill the same host (or the same run of the CI) takes
-its own note over at once; others wait until it has expired. An app without machines has nothing to be noted
-on: for its first deploy there is only the file.
+outlives a kill -9 still deploys. The note (who, until when) is metadata of the app's first machine that is
+not left over (it would go with that, in the middle of a deploy); it is read and written under that machine's
+lease, which the Machines API gives to one caller only. The lease itself cannot be held during a deploy:
+flyctl needs it. After a kill the same host (or the same run of the CI) takes its own note over at once;
+others wait until it has expired. An app without machines has nothing to be noted on: for its first deploy
+there is only the file.
 """
 
 from __future__ import annotations
@@ -96,7 +97,9 @@ class Held:
                 for other, ends in map(noted, found):
                     if other and other != self._who and ends > now:
                         raise LockLostError(f"{other} is deploying {self._app} now: our lock had expired")
-                await self._api.set_metadata(self._app, found[0].id, LOCK, f"{self._who} {until:.0f}")
+                await self._api.set_metadata(
+                    self._app, bearer(self._app, found).id, LOCK, f"{self._who} {until:.0f}"
+                )
 
 
 @asynccontextmanager
@@ -106,7 +109,7 @@ async def app_lock(api: MachinesApi, fly: Flyctl, app: str, who: str) -> AsyncGe
     Where there is no machine to be noted on, it is noted by `renew`, as soon as there is one.
     """
     machines = await state.machines(fly, app)
-    ahead = await _take(api, fly, app, machines[0].id, who) if machines else 0.0
+    ahead = await _take(api, fly, app, bearer(app, machines).id, who) if machines else 0.0
     try:
         yield Held(api, fly, app, who, ahead)
     finally:
@@ -134,6 +137,12 @@ async def _take(api: MachinesApi, fly: Flyctl, app: str, machine: str, who: str)
         with suppress(FlyctlError):
             await api.release(app, machine, lease.nonce)
     return ahead
+
+
+def bearer(app: str, machines: tuple[Machine, ...]) -> Machine:
+    """Return the machine that carries the note; there is at least one."""
+    known = state.App(app, machines=machines)
+    return known.without(known.left_over).machines[0]
 
 
 def noted(machine: Machine) -> tuple[str, float]:

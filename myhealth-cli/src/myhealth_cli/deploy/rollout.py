@@ -32,6 +32,8 @@ _HELD_PAUSE_S: Final = 4.0
 _START_TRIES: Final = 10
 _SHORT: Final = 3
 """What is no longer than this is no secret, but could be a part of any word."""
+_REMOVE_S: Final = 120.0
+"""Of one machine: its tries, and the time in which it drains."""
 _REMOVE_TRIES: Final = 20
 """A second each. A flyctl that was killed holds its leases for 13 s more (`--lease-timeout`)."""
 
@@ -86,6 +88,8 @@ def _bound(step: Step) -> float:
             return _BUILD_S
         case plan.DeployImage():
             return _DEPLOY_S
+        case plan.RemoveMachines():
+            return _REMOVE_S * len(step.ids)
         case plan.WakeMachines() | plan.NoteGood():
             return _LOOK_S
         case plan.Bake():
