@@ -1,4 +1,4 @@
-"""Tokens for Fly, with a stand-in that says what it is told to; the real flyctl is in test_flyctl_*.py."""
+"""Tokens for Fly, with a flyctl that says what a test tells it to; test_flyctl_*.py have one that works."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Two machines: every verb, and deploys that are killed with their flyctl while people talk. Minutes long.
 
-LONG_DEPLOYS=1 plays them; skipped without flyctl.
+LONG_DEPLOYS=1 plays them, with flyctl or its stand-in (`stage.find`).
 """
 
 from __future__ import annotations

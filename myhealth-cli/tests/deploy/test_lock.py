@@ -25,7 +25,7 @@ A = image("a")
 async def machines_api(
     folder: Path, *, behind_s: float = 0, notes: list[str] | None = None
 ) -> AsyncGenerator[str]:
-    """Serve the Machines API of the stand-in's machine; `behind_s`: how far its clock is behind ours."""
+    """Serve the Machines API of the scripted flyctl's machine; `behind_s`: how far its clock is behind."""
 
     async def lease(_request: web.Request) -> web.Response:
         expires = int(time.time() - behind_s + 15)

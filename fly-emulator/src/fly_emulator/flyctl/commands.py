@@ -1,7 +1,7 @@
-"""Everything but `deploy`: what is asked of the APIs, and what flyctl prints of the answers.
+"""All but `deploy` and what changes a machine: what APIs are asked, and what flyctl prints of the answers.
 
-Sources: superfly/flyctl `internal/command/{auth,apps,config,logs,machine,releases,secrets,status}/`,
-`internal/appsecrets`, `internal/machine/lease.go`.
+Sources: superfly/flyctl `internal/command/{auth,apps,config,logs,machine,releases,secrets,status,tokens}/`,
+`internal/appsecrets`.
 """
 
 from __future__ import annotations
