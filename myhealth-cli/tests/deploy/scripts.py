@@ -123,7 +123,7 @@ SCRIPTS: Final[Mapping[str, tuple[Typed, ...]]] = {
         ),
         Typed("myhealth setup production --from FILE --replace", ("set secrets",), _the_right_one),
         Typed("read -rs NEW", stdin="sk-acceptance\n"),
-        Typed("printf 'ANTHROPIC_API_KEY=%s\\n' \"$NEW\" > secrets.env"),
+        Typed("(umask 077; printf 'ANTHROPIC_API_KEY=%s\\n' \"$NEW\" > secrets.env)"),
         Typed(
             "myhealth setup production --from secrets.env --replace; rm secrets.env", ("ANTHROPIC_API_KEY",)
         ),
