@@ -90,7 +90,7 @@ async def test_a_database_that_takes_no_connections_yet_is_waited_for(
         machine = await fleet.machine(commit=0.005 if statement == "append_segments" else 30.0)
         session = await fleet.session(machine)
         reading = asyncio.ensure_future(fleet.until_end(machine, session))
-        await fleet.send(machine, session, "[[emulator: tokens=20 delay_ms=5]]")
+        await fleet.send(machine, session, "[[emulator: tokens=200 delay_ms=5]]")
         await wait_until(lambda: _told(machine, session))
         async with held_up(database_url, session):
             await other.execute(f"ALTER ROLE {role} CONNECTION LIMIT 0")
@@ -118,7 +118,7 @@ async def test_a_settle_refused_after_an_unknown_outcome_proves_nothing(
         session = await fleet.session(machine)
         told: list[Placed] = []
         reading = asyncio.ensure_future(_collect(fleet, machine, session, told))
-        turn = await fleet.send(machine, session, "[[emulator: tokens=60 delay_ms=10]]")
+        turn = await fleet.send(machine, session, "[[emulator: tokens=200 delay_ms=10]]")
         await wait_until(lambda: _told(machine, session))
         async with held_up(database_url, session):
             await other.execute(f"ALTER ROLE {role} NOLOGIN")
@@ -149,7 +149,7 @@ async def test_a_commit_refused_after_an_unknown_outcome_leaves_no_overlap(
     """Attempt one is in the log, its answer lost; attempt two cannot have the row. Its bounds are used up."""
     machine = await fleet.machine(commit=0.005)
     session = await fleet.session(machine)
-    await fleet.send(machine, session, "[[emulator: tokens=30 delay_ms=5]]")
+    await fleet.send(machine, session, "[[emulator: tokens=300 delay_ms=5]]")
     await wait_until(lambda: _told(machine, session))
     async with superuser(database_url) as other:
         await other.execute(

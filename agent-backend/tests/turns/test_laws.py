@@ -204,7 +204,10 @@ async def test_one_refused_event_harms_one_session(fleet: Fleet, database_url: s
 
 @asynccontextmanager
 async def held_up(url: str, session: UUID) -> AsyncGenerator[None]:
-    """Hold a session's row, and begin once a statement waits for it."""
+    """Hold a session's row, and begin once a statement waits for it.
+
+    A turn that is over by then waits for nothing: what is held up has to stream for some seconds.
+    """
     async with superuser(url) as other, other.transaction():
         await other.execute("SELECT FROM myhealth.sessions WHERE id = $1 FOR UPDATE", session)
         await wait_until(lambda: waits_for(other))
@@ -216,8 +219,7 @@ async def test_a_commit_whose_answer_is_lost_doubles_nothing(fleet: Fleet, datab
     machine = await fleet.machine(commit=0.005)
     session = await fleet.session(machine)
     reading = asyncio.ensure_future(fleet.until_end(machine, session))
-    await fleet.send(machine, session, "[[emulator: tokens=60 delay_ms=5]]")
-    await wait_until(lambda: _pending(machine, session, 3))
+    await fleet.send(machine, session, "[[emulator: tokens=400 delay_ms=5]]")
     async with held_up(database_url, session):
         # What is pending has outgrown what is in flight: bounds that did not freeze would differ.
         cut = len(machine.hub.live[session].pending) + 5
@@ -238,8 +240,7 @@ async def test_a_settle_waits_for_the_group_commit_in_flight(
     machine = await fleet.machine(commit=0.005)
     session = await fleet.session(machine)
     reading = asyncio.ensure_future(fleet.until_end(machine, session))
-    await fleet.send(machine, session, f"[[emulator: tokens=20 delay_ms={delay_ms}]]")
-    await wait_until(lambda: _pending(machine, session, 1))
+    await fleet.send(machine, session, f"[[emulator: tokens={1500 // delay_ms} delay_ms={delay_ms}]]")
     async with held_up(database_url, session):
         live = machine.hub.live[session]
         await wait_until(lambda: _settling(machine, live))
@@ -450,12 +451,12 @@ async def test_a_settle_whose_end_is_not_waited_for_is_not_written_beside(
     """The machine stops while a settle has been done and its answer has not come."""
     way, fleet._database_url = await fleet._stack.enter_async_context(way_to(database_url))
     async with superuser(database_url) as other:
-        machine = await fleet.machine(commit=0.5, connections=1, tools={"probe": Probe()})
+        machine = await fleet.machine(commit=30.0, connections=1, tools={"probe": Probe()})
         session = await fleet.session(machine)
         # A statement's first use on a connection takes more answers than one.
         await fleet.send(machine, session, "[[emulator: tool=probe args={} tokens=3]]")
         await fleet.until_end(machine, session)
-        await fleet.send(machine, session, "[[emulator: tool=probe args={} thinking=12 delay_ms=20]]")
+        await fleet.send(machine, session, "[[emulator: tool=probe args={} thinking=60 delay_ms=20]]")
         asked = "SELECT count(*) FROM myhealth.messages WHERE session_id = $1 AND role = 'assistant'"
         before = await other.fetchval(asked, session)
         await wait_until(lambda: _pending(machine, session, 3))

@@ -88,7 +88,7 @@ async def test_a_thaw_under_a_group_commit_writes_nothing_twice(
     """The pool is dropped while the statement waits in Postgres, which then carries it out."""
     machine = await fleet.machine(commit=0.005)
     session = await fleet.session(machine)
-    turn = await fleet.send(machine, session, "[[emulator: tokens=60 delay_ms=5]]")
+    turn = await fleet.send(machine, session, "[[emulator: tokens=300 delay_ms=5]]")
     async with held_up(database_url, session):
         machine.database.renew()
     await ended(fleet, machine, session, turn)
