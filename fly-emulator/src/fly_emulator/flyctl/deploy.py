@@ -40,6 +40,8 @@ class Options(NamedTuple):
     smoke: bool
     ha: bool
     release_command: bool
+    excluded: tuple[str, ...] = ()
+    """Machines that stay as they are."""
 
 
 def deploy(call: Call) -> None:
@@ -81,6 +83,7 @@ def _options(call: Call, said: Any) -> Options:
         smoke=call.flags["smoke-checks"],
         ha=call.flags["ha"],
         release_command=not call.flags["skip-release-command"],
+        excluded=tuple(call.flags["exclude-machines"]),
     )
 
 
@@ -119,7 +122,8 @@ class Deployment:
         self._api, self._options, self._config = api, options, config
         self._app = app["name"]
         self._image = image
-        found = [each for each in self._list() if shapes.is_platform(each)]
+        known = [each for each in self._list() if each["id"] not in options.excluded]
+        found = [each for each in known if shapes.is_platform(each)]
         self._machines = [Leased(api, self._app, each) for each in found if shapes.is_active(each)]
         self._old_commands = [Leased(api, self._app, each) for each in found if release_command.is_one(each)]
         self._first = not self._machines and app["status"] not in ("deployed", "suspended")

@@ -52,6 +52,7 @@ COMMANDS: Final = {
             "ha": Flag(default=True),
             "smoke-checks": Flag(default=True),
             "skip-release-command": Flag(default=False),
+            "exclude-machines": Flag(default=()),
         },
     ),
     "logs": Command(do.logs, {**_APP, **_JSON, "no-tail": Flag(default=False, short="n"), "machine": Flag()}),
