@@ -60,6 +60,10 @@ class RemoveMachines(msgspec.Struct, frozen=True, tag_field="step", tag="remove_
 
     app: str
     ids: tuple[str, ...]
+    serve: tuple[str, ...] = ()
+    """What takes their place: it is put back into service before."""
+    must: bool = True
+    """Whether nothing goes on while one is there. On the way back it does, without that one."""
 
 
 class WakeMachines(msgspec.Struct, frozen=True, tag_field="step", tag="wake_machines"):
@@ -254,7 +258,7 @@ def rollback(environment: Deployed, app: App, number: int | None, *, bake: float
     # With what is left over, so that a deploy that died is what is gone back from.
     image = _numbered(app, number) if number is not None else before(app)
     steps = (
-        *tidying(app),
+        *tidying(app, must=False),
         DeployImage(environment.app, environment.config, image, migrate=False, smoke=False),
         *_gates(environment, image, url),
         Bake(environment.app, url, bake),
@@ -268,10 +272,15 @@ _NOTHING_ELSE: Final = "this is the image to go back to: if it fails now, no old
 _NOT_BACK: Final = "secrets, fly.toml and the database are not taken back"
 
 
-def tidying(app: App) -> list[Step]:
-    """Plan the end of what a deploy that died has left over."""
-    ids = tuple(each.id for each in app.left_over)
-    return [RemoveMachines(app.name, ids)] if ids else []
+def tidying(app: App, *, must: bool = True) -> list[Step]:
+    """Plan the end of what a deploy that died has left over; `must`: as of `RemoveMachines`."""
+    left = app.left_over
+    if not left:
+        return []
+    # Where what goes takes requests, what stays must. Before a cut-over, who cordoned the old ones meant it.
+    stay = () if any(each.cordoned for each in left) else app.without(left).machines
+    serve = tuple(each.id for each in stay if each.cordoned)
+    return [RemoveMachines(app.name, tuple(each.id for each in left), serve, must)]
 
 
 def _require(environment: Deployed, app: App) -> None:

@@ -38,7 +38,8 @@ def words(step: Step) -> str:  # noqa: C901, PLR0911 - one for each kind of step
             migrate = ", after the release command" if step.migrate else ", without the release command"
             return f"deploy {step.image} to {step.app}{migrate}"
         case plan.RemoveMachines():
-            return f"remove what a deploy that died has left: machines {', '.join(step.ids)}"
+            back = f"put {', '.join(step.serve)} back into service, then " if step.serve else ""
+            return f"{back}remove what a deploy that died has left: machines {', '.join(step.ids)}"
         case plan.WakeMachines():
             return "wake every machine"
         case plan.CompareImages():
@@ -107,6 +108,7 @@ def show_outcome(outcome: Outcome, *, as_json: bool) -> None:
             f"  what ran before serves again, proven, {outcome.seconds_to_safe:.1f} s after the failure\n"
         )
     sys.stdout.write(f"  now: {plain(outcome.left)}\n")
+    sys.stdout.write("".join(f"  {plain(note)}\n" for note in outcome.notes))
     name = next((each.name for each in ENVIRONMENTS if each.app == outcome.app), "staging")
     sys.stdout.write(f"  why: `myhealth logs {name} --no-follow`\n")
 

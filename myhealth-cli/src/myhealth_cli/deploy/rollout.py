@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from myhealth_cli.deploy import envfile, plan, registry, state
+from myhealth_cli.deploy import build, envfile, looks, plan, registry, removal, state
 from myhealth_cli.deploy.errors import FlyctlError, GateError, LockLostError
 from myhealth_cli.deploy.probe import Patiences, Probe
 
@@ -22,20 +22,16 @@ if TYPE_CHECKING:
     from myhealth_cli.deploy.plan import Plan, Step
     from myhealth_cli.tokens import TokenSource
 
-_BUILD_S: Final = 1800.0
 _DEPLOY_S: Final = 900.0
 _LOOK_S: Final = 5.0
 """How often a bake looks."""
-_LOOK_TRIES: Final = 3
 _HELD_TRIES: Final = 8
 _HELD_PAUSE_S: Final = 4.0
 _START_TRIES: Final = 10
 _SHORT: Final = 3
 """What is no longer than this is no secret, but could be a part of any word."""
-_REMOVE_S: Final = 120.0
-"""Of one machine: its tries, and the time in which it drains."""
-_REMOVE_TRIES: Final = 20
-"""A second each. A flyctl that was killed holds its leases for 13 s more (`--lease-timeout`)."""
+_SEEN_S: Final = 10.0
+"""Until Fly's proxy knows what takes requests again; flyctl's bluegreen waits as long."""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,32 +60,23 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What was proven, by its digest; empty unless `ok`."""
     left: str = ""
     """What state things are in, in words."""
+    left_over: tuple[str, ...] = ()
+    """Machines that were to be removed and could not be; `notes` say how."""
 
 
-def _base(dockerfile: Path) -> tuple[str, ...]:
-    """Return how a build is told its base by digest, where that is kept (scripts/base_digest.py).
-
-    That a tag had this digest when CI looked says nothing of what a builder pulls later, or has from before.
-    Raises GateError when it is the digest of another tag.
-    """
-    file = dockerfile.with_name("base-image.digest")
-    if not file.exists():
-        return ()
-    tag, _, digest = file.read_text(encoding="utf-8").strip().partition(" ")
-    if f"ARG PYTHON={tag}\n" not in dockerfile.read_text(encoding="utf-8"):
-        raise GateError(f"{file.name} is about {tag}, which is not the Dockerfile's base")
-    return ("--build-arg", f"PYTHON={tag}@{digest}")
+def _destroy(app: str, machine: str) -> str:
+    return f"`fly machine destroy --force {machine} --app {app}`, when Fly answers for it again"
 
 
 def _bound(step: Step) -> float:
     """Return how long a step may take, in seconds, where that is long: the lock must outlast it."""
     match step:
         case plan.BuildImage():
-            return _BUILD_S
+            return build.BUILD_S
         case plan.DeployImage():
             return _DEPLOY_S
         case plan.RemoveMachines():
-            return _REMOVE_S * len(step.ids)
+            return removal.REMOVE_S * (len(step.ids) + len(step.serve))
         case plan.WakeMachines() | plan.NoteGood():
             return _LOOK_S
         case plan.Bake():
@@ -123,6 +110,8 @@ class Rollout:
         self._lock = lock
         self._compared = ""
         """The reference that all machines had, with its digest, when their images were compared."""
+        self._stuck: dict[str, str] = {}
+        """What is left over and could not be removed, by machine, and why."""
         self._done: list[Done] = []
 
     async def run(self, wanted: Plan) -> Outcome:
@@ -130,17 +119,21 @@ class Rollout:
         outcome = Outcome(app=wanted.app, ok=False, changed=False, notes=wanted.notes)
         try:
             error = await self._all(wanted.steps)
-            outcome = self._so_far(outcome, error)
-            if not error:
+            outcome = self._so_far(outcome, error or "; ".join(self._stuck.values()))
+            if outcome.ok:
                 return outcome
             deployed = any(isinstance(each.step, plan.DeployImage) for each in self._done)
             unproven = any(isinstance(each.step, plan.WakeMachines) for each in self._done)
-            if wanted.recovery and (deployed or unproven):
+            if error and wanted.recovery and (deployed or unproven):
                 outcome = await self._recovered(wanted, outcome)
         except LockLostError as error:
             # What runs now is somebody else's matter: neither noted as proven by us nor taken back.
             outcome = self._so_far(outcome, "; ".join(filter(None, (outcome.error, str(error)))))
-        return msgspec.structs.replace(outcome, left=await self._left(wanted.app))
+        left = tuple(self._stuck)
+        notes = tuple(f"machine {each} is left over: {_destroy(wanted.app, each)}" for each in left)
+        return msgspec.structs.replace(
+            outcome, left=await self._left(wanted.app), left_over=left, notes=(*outcome.notes, *notes)
+        )
 
     def _so_far(self, outcome: Outcome, error: str) -> Outcome:
         proven = [each.detail for each in self._done if isinstance(each.step, plan.NoteGood)]
@@ -155,31 +148,44 @@ class Rollout:
 
     async def _recovered(self, wanted: Plan, failed: Outcome) -> Outcome:
         began = time.monotonic()
+        # What cannot be removed does not keep the rest from going back.
+        await self._all(await self._tidying(wanted.app), recovery=True)
         again = await self._all(await self._way_back(wanted), recovery=True)
         return msgspec.structs.replace(
             failed,
             changed=True,
             steps=tuple(self._done),
-            error=failed.error + (f"; and going back failed: {again}" if again else ""),
+            error="; ".join(
+                (
+                    failed.error,
+                    *([f"and going back failed: {again}"] if again else []),
+                    *(each for each in self._stuck.values() if each not in failed.error),
+                )
+            ),
             recovered=not again,
             seconds_to_safe=None if again else round(time.monotonic() - began, 3),
         )
+
+    async def _tidying(self, app: str) -> tuple[Step, ...]:
+        try:
+            found = state.App(app, machines=await looks.machines(self._fly, app))
+        except FlyctlError:
+            return ()
+        return tuple(plan.tidying(found, must=False))
 
     async def _way_back(self, wanted: Plan) -> tuple[Step, ...]:
         """Leave the deploy out where no machine has changed (a failed migration); the gates are passed."""
         first = wanted.recovery[0]
         try:
-            app = state.App(wanted.app, machines=await state.machines(self._fly, wanted.app))
+            app = state.App(wanted.app, machines=await self._machines(wanted.app))
         except FlyctlError:
             return wanted.recovery
-        tidy = tuple(plan.tidying(app))
-        if isinstance(first, plan.DeployImage) and app.without(app.left_over).has(first.image):
-            return (*tidy, *wanted.recovery[1:])
-        return (*tidy, *wanted.recovery)
+        there = isinstance(first, plan.DeployImage) and app.has(first.image)
+        return wanted.recovery[1:] if there else wanted.recovery
 
     async def _left(self, app: str) -> str:
         try:
-            found = await state.machines(self._fly, app)
+            found = await looks.machines(self._fly, app)
         except FlyctlError as error:
             return f"unknown: {error}"
         return (
@@ -232,7 +238,7 @@ class Rollout:
                 await self._fly.run("secrets", "import", "--stage", "--app", step.app, stdin=lines)
                 return ", ".join(step.names)
             case plan.BuildImage():
-                return await self._build(step)
+                return await build.push(self._fly, self._folder, step)
             case plan.DeployImage():
                 return await self._deploy(step)
             case plan.RemoveMachines():
@@ -243,7 +249,7 @@ class Rollout:
                 return await self._compare(step)
             case plan.ProbeMachines():
                 async with Probe(step.url, self._patiences) as probe:
-                    ids = [each.id for each in await state.machines(self._fly, step.app)]
+                    ids = [each.id for each in await self._machines(step.app)]
                     found = await probe.machines(ids, step.release)
                 return f"{len(found)} machines, release {found[0].release if found else '?'}"
             case plan.AskCanary():
@@ -253,22 +259,12 @@ class Rollout:
             case plan.NoteGood():
                 return await self._note(step)
 
-    async def _build(self, step: plan.BuildImage) -> str:
-        dockerfile = (self._folder / step.config).parent / "Dockerfile"
-        await self._fly.run(
-            *("deploy", ".", "--app", step.app, "--config", step.config, "--dockerfile", str(dockerfile)),
-            *_base(dockerfile),
-            *("--build-only", "--push", "--image-label", step.label, "--yes"),
-            seconds=_BUILD_S,
-        )
-        return step.label
-
     async def _deploy(self, step: plan.DeployImage) -> str:
-        assert self._api is not None, "a plan that deploys is given the API"
-        ref = await registry.pinned(await self._api.token(), step.app, step.image.ref)
+        ref = await self._pinned(step.app, step.image.ref)
         # Bluegreen refuses an app whose machines differ (ErrMultipleImageVersions): a rolling deploy
         # was killed in its middle, or one machine has pulled something else.
-        app = state.App(step.app, machines=await state.machines(self._fly, step.app))
+        app = state.App(step.app, machines=await looks.machines(self._fly, step.app))
+        stuck = [each.id for each in app.machines if each.id in self._stuck]
         # DNS is doctor's business. Smoke checks stay: they stop flyctl at the first machine that dies.
         words = (
             *("deploy", "--app", step.app, "--config", step.config, "--image", ref),
@@ -276,7 +272,8 @@ class Rollout:
             *(() if step.ha else ("--ha=false",)),
             *(() if step.smoke else ("--smoke-checks=false",)),
             *(() if step.migrate else ("--skip-release-command",)),
-            *(("--strategy", "rolling") if step.rolling or not app.alike else ()),
+            *(("--strategy", "rolling") if step.rolling or stuck or not app.alike else ()),
+            *(word for each in stuck for word in ("--exclude-machines", each)),
         )
         for left in reversed(range(_HELD_TRIES)):
             try:
@@ -290,27 +287,31 @@ class Rollout:
         return ref if app.alike else f"{ref}, rolling: the machines differ"
 
     async def _remove(self, step: plan.RemoveMachines) -> str:
-        """Let nothing new reach them, let them drain, then destroy them."""
-        # flyctl's own default would be SIGINT.
-        stop = ("stop", "--signal", "SIGTERM", "--timeout", "30", "--wait-timeout", "40s")
-        for machine in step.ids:
-            for left in reversed(range(_REMOVE_TRIES)):
-                try:
-                    for verb in (("cordon",), stop, ("destroy", "--force")):
-                        await self._fly.run("machine", *verb, machine, "--app", step.app)
-                    break
-                except FlyctlError as error:
-                    if not left:
-                        raise GateError(f"machine {machine} cannot be removed: {error}") from error
-                    # Destroyed, and the answer was lost: what is gone can be cordoned by nobody.
-                    if all(each.id != machine for each in await self._look(step.app)):
-                        break
-                    await asyncio.sleep(1)
-        return f"{len(step.ids)} removed"
+        """Put back into service what stays, then remove. Raises GateError where one stays that must not."""
+        for each in step.serve:
+            try:
+                await removal.serve(self._fly, step.app, each)
+            except GateError as error:
+                # What was to go serves on: without it nobody would.
+                return self._kept(step, each, error)
+        await asyncio.sleep(_SEEN_S if step.serve else 0)
+        kept: list[str] = []
+        for each in step.ids:
+            try:
+                await removal.remove(self._fly, step.app, each)
+            except GateError as error:
+                kept.append(self._kept(step, each, error))
+        return "; ".join((f"{len(step.ids) - len(kept)} removed", *kept))
+
+    def _kept(self, step: plan.RemoveMachines, machine: str, error: GateError) -> str:
+        self._stuck[machine] = str(error)
+        if step.must:
+            raise error
+        return str(error)
 
     async def _wake(self, app: str) -> str:
         """Start what sleeps. A start while a machine is being replaced is refused (412), and repeated."""
-        found = await state.machines(self._fly, app)
+        found = await self._machines(app)
         if not found:
             raise GateError(f"{app} has no machines")
         for machine in found:
@@ -324,24 +325,30 @@ class Rollout:
                     if not left:
                         raise GateError(f"machine {machine.id} does not start: {error}") from error
                     # A request may have woken it since we looked; one that runs may refuse a start.
-                    if any(e.id == machine.id and e.state == "started" for e in await self._look(app)):
+                    if any(
+                        e.id == machine.id and e.state == "started"
+                        for e in await looks.machines(self._fly, app)
+                    ):
                         break
                     await asyncio.sleep(1)
         return f"{sum(each.state != 'started' for each in found)} of {len(found)} were not running"
 
-    async def _look(self, app: str) -> tuple[state.Machine, ...]:
-        """Return the machines. That Fly's API is away for a moment is no fault of a release: ask again."""
-        for _ in range(_LOOK_TRIES - 1):
-            try:
-                return await state.machines(self._fly, app)
-            except FlyctlError:
-                await asyncio.sleep(1)
-        return await state.machines(self._fly, app)
+    async def _machines(self, app: str) -> tuple[state.Machine, ...]:
+        """Return the machines that the gates are about: without those that could not be removed."""
+        return tuple(each for each in await looks.machines(self._fly, app) if each.id not in self._stuck)
+
+    async def _pinned(self, app: str, ref: str) -> str:
+        assert self._api is not None, "a plan that deploys is given the API"
+        api = self._api
+
+        async def ask() -> str:
+            return await registry.pinned(await api.token(), app, ref)
+
+        return await looks.again(ask)
 
     async def _compare(self, step: plan.CompareImages) -> str:
-        assert self._api is not None, "a plan that compares is given the API"
-        ref = await registry.pinned(await self._api.token(), step.app, step.image.ref)
-        found = await state.machines(self._fly, step.app)
+        ref = await self._pinned(step.app, step.image.ref)
+        found = await self._machines(step.app)
         for each in found:
             if each.mispulled or not each.image_ref.is_of(ref):
                 raise GateError(f"machine {each.id} has {each.image_ref.exact} instead of {ref}")
@@ -360,7 +367,7 @@ class Rollout:
         known: dict[str, int] | None = None
         async with Probe(step.url, self._patiences) as probe:
             while (left := ends - time.monotonic()) > 0:
-                found = await self._look(step.app)
+                found = await self._machines(step.app)
                 if known is None:
                     known = {each.id: each.changed_ms for each in found}
                 for each in found:
@@ -375,7 +382,7 @@ class Rollout:
 
     async def _note(self, step: plan.NoteGood) -> str:
         assert self._api is not None, "a plan that notes is given the API"
-        found = await state.machines(self._fly, step.app)
+        found = await self._machines(step.app)
         for each in found:
             # The gates were passed some time ago: what runs by now, somebody's deploy by hand, is not proven.
             same = each.image_ref.is_of(self._compared or step.image.ref)

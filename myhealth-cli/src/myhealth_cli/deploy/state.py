@@ -180,6 +180,17 @@ class Machine(msgspec.Struct, frozen=True):
         return "" if self.state == RUNNING else last.crash
 
     @property
+    def broken(self) -> bool:
+        """Whether it is known to serve nobody: its process died, or its check says no."""
+        failing = self.state == RUNNING and any(each.status == "critical" for each in self.checks)
+        return self.state == "failed" or bool(self.died) or failing
+
+    @property
+    def runs(self) -> Image:
+        """What it runs."""
+        return Image(self.image_ref.exact, self.release)
+
+    @property
     def good(self) -> tuple[Image, ...]:
         """The proven images noted on it; nothing if the note is unreadable."""
         try:
@@ -224,29 +235,36 @@ class App(msgspec.Struct, frozen=True):
     @property
     def running(self) -> Image | None:
         """The image that every machine has; None if there is none or they differ."""
-        found = {Image(each.image_ref.exact, each.release) for each in self.machines}
+        found = {each.runs for each in self.machines}
         return found.pop() if len(found) == 1 else None
 
     @property
     def left_over(self) -> tuple[Machine, ...]:
-        """What a bluegreen deploy that died has left: the new machines, or after its cut-over the old ones.
+        """What a bluegreen deploy that died has left: of its two generations, the one that is to go.
 
         flyctl makes new machines cordoned, uncordons them when all are healthy, marks the old ones as safe to
         destroy, cordons them, stops them, destroys them (internal/command/deploy/strategy_bluegreen.go). It
         tags the new ones with the time, so that they differ from the old ones, and clears nothing up after a
         kill; the next bluegreen then refuses to work, or takes all of them for the old ones.
+
+        The old ones were proven and the new ones are not: the new ones go, also after the cut-over, while the
+        old ones are all there and none is broken. The marks alone say little: old ones that stay keep them.
         """
         newest = max((each.generation for each in self.machines), default=0)
         new = tuple(each for each in self.machines if each.generation == newest)
         old = tuple(each for each in self.machines if each.generation != newest)
         if not newest or not old:
             return ()
-        if any(each.replaced for each in old):
-            return old
-        # Between the last uncordon and the first mark both take requests: the old ones are the proven ones.
+        marked, fewer = any(each.replaced for each in old), len(old) < len(new)
+        # Before the cut-over the new ones serve nobody. With old ones gone, somebody has taken all out since.
+        if any(each.cordoned for each in new) and not (marked and fewer):
+            return new
+        # Between the last uncordon and the first mark both take requests.
         images = [{each.image_ref.exact for each in some} for some in (new, old)]
-        doubled = len(new) == len(old) and images[0].isdisjoint(images[1])
-        return new if doubled or any(each.cordoned for each in new) else ()
+        if not marked and not (len(new) == len(old) and images[0].isdisjoint(images[1])):
+            return ()
+        proven = all(any(each.same(one.runs) for each in self.good) for one in new)
+        return old if proven or fewer or any(each.broken for each in old) else new
 
     def without(self, machines: Collection[Machine]) -> App:
         """Return the app as it is once these machines are gone."""

@@ -44,7 +44,7 @@ def of_outcome(verb: str, outcome: Outcome) -> str:
             lines += [_LOOK, ""]
         else:
             lines += ["What runs was not touched.", ""]
-        lines += ["Now:", "", *_code(*outcome.left.split("; "))]
+        lines += ["Now:", "", *_code(*outcome.left.split("; "), *outcome.notes)]
     lines += ["Steps:", ""]
     lines += _code(*(_step(each) for each in outcome.steps))
     return "\n".join([*lines, ""])
