@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from myhealth_cli.deploy import lock, plan
+from myhealth_cli.deploy import lock, plan, removal, status
 from myhealth_cli.deploy.errors import NothingChangedError
 from myhealth_cli.deploy.machines_api import MachinesApi
+from myhealth_cli.deploy.probe import Patiences
 from myhealth_cli.deploy.rollout import Rollout
 
 from .apps import STAGING, image
@@ -45,12 +48,13 @@ async def machines_api(
         return web.Response(status=204)
 
     async def ok(_request: web.Request) -> web.Response:
-        return web.json_response({})
+        return web.json_response({}, headers={"Date": formatdate(time.time() - behind_s, usegmt=True)})
 
     site = web.Application()
     one = "/v1/apps/{app}/machines/m1"
     site.router.add_post(f"{one}/lease", lease)
     site.router.add_delete(f"{one}/lease", ok)
+    site.router.add_get(f"{one}/metadata", ok)
     site.router.add_route("*", one + "/metadata/{key}", metadata)
     runner = web.AppRunner(site)
     await runner.setup()
@@ -82,6 +86,23 @@ async def test_a_lock_outlasts_the_step_it_guards(tmp_path: Path) -> None:
     assert machine["config"]["metadata"] == {}, "and is given back"
 
 
+async def test_a_lock_outlasts_slow_drains_and_a_patient_probe(tmp_path: Path) -> None:
+    scripted, notes = Scripted(tmp_path, A), list[str]()
+    async with (
+        machines_api(tmp_path, notes=notes) as url,
+        MachinesApi(scripted.fly, url) as api,
+        lock.app_lock(api, scripted.fly, STAGING.app, "us") as held,
+    ):
+        rollout = Rollout(scripted.fly, folder=tmp_path, api=api, lock=held, patiences=Patiences(ready_s=600))
+        ids = tuple(f"x{number}" for number in range(10))
+        removed, woken = plan.RemoveMachines(STAGING.app, ids), plan.WakeMachines(STAGING.app)
+        assert (await rollout.run(plan.Plan(app=STAGING.app, steps=(removed, woken)))).ok
+    taken, while_removing, while_probing = (until(note) - time.time() for note in notes)
+    assert round(taken, -2) == 1200
+    assert while_removing > 10 * removal.REMOVE_S
+    assert while_probing > 2 * 600
+
+
 async def test_a_first_deploy_is_noted_as_soon_as_there_is_a_machine(tmp_path: Path) -> None:
     scripted, notes = Scripted(tmp_path, A), list[str]()
     there = (tmp_path / "machines").read_text("utf-8")
@@ -98,6 +119,22 @@ async def test_a_first_deploy_is_noted_as_soon_as_there_is_a_machine(tmp_path: P
         with pytest.raises(NothingChangedError, match="us is deploying"):
             async with lock.app_lock(api, scripted.fly, STAGING.app, "them"):
                 pass
+
+
+@pytest.mark.parametrize("behind_s", [3600, -3600])
+async def test_a_first_deploys_lock_ends_by_flys_clock_too(behind_s: float, tmp_path: Path) -> None:
+    scripted, notes = Scripted(tmp_path, A), list[str]()
+    there = (tmp_path / "machines").read_text("utf-8")
+    (tmp_path / "machines").write_text("[]", "utf-8")
+    async with (
+        machines_api(tmp_path, behind_s=behind_s, notes=notes) as url,
+        MachinesApi(scripted.fly, url) as api,
+        lock.app_lock(api, scripted.fly, STAGING.app, "us") as held,
+    ):
+        (tmp_path / "machines").write_text(there, "utf-8")
+        await held.renew(0)
+        [note] = notes
+        assert round(until(note) - (time.time() - behind_s), -2) == lock.LOCK_S
 
 
 @pytest.mark.parametrize("behind_s", [3600, -3600])
@@ -119,6 +156,28 @@ async def test_a_lock_ends_by_flys_clock_and_not_by_ours(behind_s: float, tmp_pa
         noted(-600)
         async with lock.app_lock(api, scripted.fly, STAGING.app, "us"):
             pass
+
+
+@pytest.mark.parametrize("behind_s", [3600, -3600])
+async def test_who_deploys_is_told_by_flys_clock(
+    behind_s: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scripted = Scripted(tmp_path, A)
+    [machine] = json.loads((tmp_path / "machines").read_text("utf-8"))
+    (tmp_path / "agent-backend").mkdir()
+    (tmp_path / "agent-backend" / "fly.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLYCTL", str(scripted.fly.binary))
+    async with machines_api(tmp_path, behind_s=behind_s) as url:
+        monkeypatch.setenv("FLY_FLAPS_BASE_URL", url)
+        for seconds, there in ((600, True), (-600, False)):
+            machine["config"]["metadata"] = {lock.LOCK: f"them {time.time() - behind_s + seconds:.0f}"}
+            (tmp_path / "machines").write_text(json.dumps([machine]), "utf-8")
+            assert await asyncio.to_thread(status.run, "staging", as_json=False) == 0
+            assert ("them is deploying" in capsys.readouterr().out) is there
 
 
 async def test_who_has_lost_the_lock_leaves_the_app_alone(tmp_path: Path) -> None:

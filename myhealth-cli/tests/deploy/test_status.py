@@ -109,18 +109,52 @@ def test_what_is_taken_out_of_service_neither_serves_nor_wakes() -> None:
     assert look(seen(), cordoned(asleep)).summary == "serving, with problems"
 
 
-def test_who_deploys_and_where_a_rollback_would_go() -> None:
-    def noted(until: float) -> Machine:
-        made = seen()
-        metadata = {**made.config.metadata, lock.LOCK: f"github-7 {until:.0f}"}
-        return msgspec.structs.replace(made, config=msgspec.structs.replace(made.config, metadata=metadata))
+def locked(one: Machine, until: float = NOW + 60) -> Machine:
+    metadata = {**one.config.metadata, lock.LOCK: f"github-7 {until:.0f}"}
+    return msgspec.structs.replace(one, config=msgspec.structs.replace(one.config, metadata=metadata))
 
-    found = look(noted(NOW + 60))
+
+def generation(one: Machine, tag: str, *, cordoned: bool = False) -> Machine:
+    metadata = {**one.config.metadata, "fly_bluegreen_deployment_tag": tag}
+    made = msgspec.structs.replace(one, config=msgspec.structs.replace(one.config, metadata=metadata))
+    return msgspec.structs.replace(made, cordoned=cordoned)
+
+
+@pytest.mark.parametrize(
+    ("environment", "verbs"),
+    [
+        ("staging", "`myhealth deploy staging` or `myhealth rollback --environment staging`"),
+        ("production", "`myhealth promote` or `myhealth rollback`"),
+    ],
+)
+def test_what_a_deploy_has_left_and_who_removes_it(environment: str, verbs: str) -> None:
+    old = generation(machine(1, A, good=(A,)), "safe_to_destroy", cordoned=True)
+    new = generation(machine(2, B, good=(A,)), "1800000000")
+    found = status.look(app(old, new), environment, "https://x", NOW)
+    assert found.problems == [f"a deploy has died and left machine2: {verbs} removes that first"]
+    assert "NOT proven, left over" in status.words(found, NOW)
+    # And not that by hand, which it does itself.
+    assert "uncordon" not in status.words(found, NOW)
+    busy = status.look(app(locked(old), new), environment, "https://x", NOW)
+    assert busy.problems == []
+    assert busy.summary == "serving; a deploy is under way"
+    assert "NOT proven, of the deploy that is under way" in status.words(busy, NOW)
+
+
+def test_machines_that_differ_in_a_deploy_that_is_under_way_are_no_problem() -> None:
+    two = machine(1, A, good=(A,)), machine(2, B, good=(A,))
+    assert look(*two).problems == ["the machines run different images"]
+    busy = look(locked(two[0]), two[1])
+    assert (busy.problems, busy.summary) == ([], "serving; a deploy is under way")
+
+
+def test_who_deploys_and_where_a_rollback_would_go() -> None:
+    found = look(locked(seen()))
     assert found.deploying == status.Deploying("github-7", "2027-01-15T08:01:00Z")
     text = status.words(found, NOW)
     assert "github-7 is deploying; if it was killed: until 2027-01-15T08:01:00Z" in text
     assert "`myhealth rollback --environment staging` would go to: release-a" in text
     assert f"v2 complete {RELEASED} (1 h ago)" in text
-    assert look(noted(NOW - 1)).deploying is None
+    assert look(locked(seen(), NOW - 1)).deploying is None
     alone = status.look(App("x", machines=(machine(1, A, good=(A,)),)), "production", "https://x", NOW)
     assert "`myhealth rollback` would go to: nothing: no other image was proven" in status.words(alone, NOW)

@@ -79,21 +79,24 @@ def holder(folder: Path) -> str:
 class Held:
     """A lock that is held; `renew` keeps it."""
 
-    def __init__(self, api: MachinesApi, fly: Flyctl, app: str, who: str, ahead_s: float) -> None:
+    def __init__(self, api: MachinesApi, fly: Flyctl, app: str, who: str, ahead_s: float | None) -> None:
         self._api, self._fly, self._app, self._who = api, fly, app, who
         self._ahead_s = ahead_s
-        """How far Fly's clock is ahead of ours."""
+        """How far Fly's clock is ahead of ours; None: there was no machine to learn it from yet."""
 
-    async def renew(self, seconds: float) -> None:
-        """Hold it for what is done next, which takes `seconds` at most. Fly may be away: then it stays as is.
+    async def renew(self, seconds: float, *, each: float = 0) -> None:
+        """Hold it for what is done next: `seconds` at most, and `each` for every machine.
 
-        Between two flyctls, never beside one: those carry the notes over as they were.
+        Fly may be away: then it stays as it is. Between two flyctls, never beside one: those carry the notes
+        over as they were.
         Raises LockLostError: it had expired (a laptop that slept), and somebody else has it.
         """
-        now = time.time() + self._ahead_s
-        until = now + max(LOCK_S, seconds + _MORE_S)
         with suppress(FlyctlError, OSError):
             if found := await state.machines(self._fly, self._app):
+                if self._ahead_s is None:
+                    self._ahead_s = await _ahead(self._api, self._app, bearer(self._app, found).id)
+                now = time.time() + self._ahead_s
+                until = now + max(LOCK_S, seconds + each * len(found) + _MORE_S)
                 for other, ends in map(noted, found):
                     if other and other != self._who and ends > now:
                         raise LockLostError(f"{other} is deploying {self._app} now: our lock had expired")
@@ -109,7 +112,7 @@ async def app_lock(api: MachinesApi, fly: Flyctl, app: str, who: str) -> AsyncGe
     Where there is no machine to be noted on, it is noted by `renew`, as soon as there is one.
     """
     machines = await state.machines(fly, app)
-    ahead = await _take(api, fly, app, bearer(app, machines).id, who) if machines else 0.0
+    ahead = await _take(api, fly, app, bearer(app, machines).id, who) if machines else None
     try:
         yield Held(api, fly, app, who, ahead)
     finally:
@@ -136,6 +139,15 @@ async def _take(api: MachinesApi, fly: Flyctl, app: str, machine: str, who: str)
     finally:
         with suppress(FlyctlError):
             await api.release(app, machine, lease.nonce)
+    return ahead
+
+
+async def _ahead(api: MachinesApi, app: str, machine: str) -> float:
+    """Return how far Fly's clock is ahead of ours, as a lease tells. Raises FlyctlError."""
+    lease = await api.lease(app, machine)
+    ahead = lease.at - time.time()
+    with suppress(FlyctlError):
+        await api.release(app, machine, lease.nonce)
     return ahead
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import aiohttp
@@ -74,6 +76,8 @@ class MachinesApi:
         self._fly = fly
         self._fresh_s = fresh_s
         self._token, self._asked = "", 0.0
+        self.ahead_s = 0.0
+        """How far Fly's clock is ahead of ours, by the last answer's `Date`; within a second or two."""
 
     async def __aenter__(self) -> Self:
         self._http = aiohttp.ClientSession(timeout=_TIMEOUT)
@@ -118,6 +122,10 @@ class MachinesApi:
         """Give a lease back."""
         await self._ask("DELETE", app, machine, "lease", nonce=nonce)
 
+    def _heard(self, date: str) -> None:
+        with suppress(ValueError):
+            self.ahead_s = parsedate_to_datetime(date).timestamp() - time.time()
+
     async def _ask(
         self, method: str, app: str, machine: str, what: str, body: object = None, *, nonce: str = ""
     ) -> Any:
@@ -127,6 +135,7 @@ class MachinesApi:
             headers[_NONCE] = nonce
         try:
             async with self._http.request(method, url, json=body, headers=headers) as response:
+                self._heard(response.headers.get("Date", ""))
                 if response.status >= 300:
                     words = (await response.text())[:200]
                     raise FlyctlError(f"the Machines API answers {response.status} to {what}: {words}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from myhealth_cli.deploy import build, envfile, looks, plan, registry, removal, state
+from myhealth_cli.deploy import bounds, build, envfile, looks, plan, registry, removal, state
 from myhealth_cli.deploy.errors import FlyctlError, GateError, LockLostError
 from myhealth_cli.deploy.probe import Patiences, Probe
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from myhealth_cli.deploy.plan import Plan, Step
     from myhealth_cli.tokens import TokenSource
 
-_DEPLOY_S: Final = 900.0
 _LOOK_S: Final = 5.0
 """How often a bake looks."""
 _HELD_TRIES: Final = 8
@@ -66,23 +65,6 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 def _destroy(app: str, machine: str) -> str:
     return f"`fly machine destroy --force {machine} --app {app}`, when Fly answers for it again"
-
-
-def _bound(step: Step) -> float:
-    """Return how long a step may take, in seconds, where that is long: the lock must outlast it."""
-    match step:
-        case plan.BuildImage():
-            return build.BUILD_S
-        case plan.DeployImage():
-            return _DEPLOY_S
-        case plan.RemoveMachines():
-            return removal.REMOVE_S * (len(step.ids) + len(step.serve))
-        case plan.WakeMachines() | plan.NoteGood():
-            return _LOOK_S
-        case plan.Bake():
-            return step.seconds
-        case _:
-            return 0.0
 
 
 class Rollout:
@@ -199,8 +181,9 @@ class Rollout:
     async def _all(self, steps: tuple[Step, ...], *, recovery: bool = False) -> str:
         """Do steps until one fails; return what failed, or nothing."""
         for step in steps:
-            if self._lock is not None and (bound := _bound(step)):
-                await self._lock.renew(bound)
+            bound = bounds.of(step, self._patiences)
+            if self._lock is not None and bound is not None:
+                await self._lock.renew(bound.seconds, each=bound.of_each)
             self._told(step, None)
             began, detail, failed = time.monotonic(), "", ""
             try:
@@ -277,7 +260,7 @@ class Rollout:
         )
         for left in reversed(range(_HELD_TRIES)):
             try:
-                await self._fly.run(*words, seconds=_DEPLOY_S)
+                await self._fly.run(*words, seconds=bounds.DEPLOY_S)
                 break
             except FlyctlError as error:
                 # A killed flyctl leaves its leases behind, for 13 s; the next one gives up on them at once.

@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import msgspec
 
 from myhealth_cli.deploy import lock, plan, report, state
 from myhealth_cli.deploy.environments import deployed
-from myhealth_cli.deploy.errors import NothingChangedError
+from myhealth_cli.deploy.errors import FlyctlError, NothingChangedError
 from myhealth_cli.deploy.ground import app_of, no_app, stand
+from myhealth_cli.deploy.machines_api import MachinesApi
+
+if TYPE_CHECKING:
+    from myhealth_cli.deploy.flyctl import Flyctl
 
 Is: TypeAlias = Literal["awake", "starting", "failing", "asleep", "crashed", "changing"]
 
@@ -72,13 +77,14 @@ def run(name: str, *, as_json: bool) -> int:
     """Print it. Raises NothingChangedError."""
     environment = deployed(name)
 
-    async def go() -> state.App:
-        return await app_of(await stand(), environment)
+    async def go() -> tuple[state.App, float]:
+        ground = await stand()
+        app = await app_of(ground, environment)
+        return app, time.time() + await _ahead(ground.fly, app)
 
-    app = asyncio.run(go())
+    app, now = asyncio.run(go())
     if not app.exists:
         raise no_app(environment)
-    now = time.time()
     found = look(app, environment.name, environment.url, now)
     if as_json:
         report.show_json(found)
@@ -87,22 +93,36 @@ def run(name: str, *, as_json: bool) -> int:
     return 0
 
 
+async def _ahead(fly: Flyctl, app: state.App) -> float:
+    """Return how far Fly's clock is ahead of ours, in seconds, where a lock's end is to be judged by it."""
+    locked = [each.id for each in app.machines if lock.noted(each)[0]]
+    if not locked:
+        return 0.0
+    with suppress(FlyctlError):
+        async with MachinesApi(fly) as api:
+            await api.metadata(app.name, locked[0])
+            return api.ahead_s
+    return 0.0
+
+
 def look(app: state.App, environment: str, url: str, now: float) -> Status:
     """Judge an app as Fly shows it. `now`: seconds since 1970."""
     newest = _seconds(app.releases[0].created_at) if app.releases else 0.0
     machines = [
         _machine(each, left_over=each in app.left_over, since=newest, now=now) for each in app.machines
     ]
-    problems = _problems(app, machines)
+    deploying = _deploying(app, now)
+    busy = deploying is not None
+    problems = [*_of_machines(app, machines, busy=busy), *_of_app(app, machines, environment, busy=busy)]
     return Status(
         environment=environment,
         app=app.name,
         url=url,
-        summary=_summary(machines, problems),
+        summary=_summary(machines, problems) + ("; a deploy is under way" if busy else ""),
         problems=problems,
         machines=machines,
         way_back=_way_back(app),
-        deploying=_deploying(app, now),
+        deploying=deploying,
         proven=app.good,
         releases=app.releases[:10],
         secrets=[f"{each.name} ({each.status})" if each.status else each.name for each in app.secrets],
@@ -150,8 +170,10 @@ def _is(machine: state.Machine, crashed: list[state.Event], now: float) -> Is:
     return "awake"
 
 
-def _problems(app: state.App, machines: list[MachineStatus]) -> list[str]:
+def _of_machines(app: state.App, machines: list[MachineStatus], *, busy: bool) -> list[str]:
+    """Say what is wrong with machines. `busy`: a deploy is under way, to which cordons belong."""
     found: list[str] = []
+    cordons = not busy and not app.left_over
     for each in machines:
         count = len(each.crashes)
         crashes = f"{count} times with this release, {each.crashes[0]}" if count else ""
@@ -162,16 +184,34 @@ def _problems(app: state.App, machines: list[MachineStatus]) -> list[str]:
             found.append(f"machine {each.id} runs and fails its check: {checks}: {each.check_output}")
         elif crashes:
             found.append(f"machine {each.id} has crashed before it ran: {crashes}")
-        if each.cordoned and not each.left_over:
+        if each.cordoned and cordons:
             undo = f"fly machine uncordon {each.id} --app {app.name}"
             found.append(f"machine {each.id} is cordoned: no request reaches or wakes it until `{undo}`")
-    if len({(each.image, each.release) for each in machines}) > 1:
+    return found
+
+
+def _of_app(app: state.App, machines: list[MachineStatus], environment: str, *, busy: bool) -> list[str]:
+    """Say what is wrong besides; `busy`: a deploy is under way, in which machines differ for a while."""
+    found: list[str] = []
+    left = [each.id for each in machines if each.left_over]
+    stay = [each for each in machines if not each.left_over]
+    if busy:
+        pass
+    elif len({(each.image, each.release) for each in stay}) > 1:
         found.append("the machines run different images")
-    elif any(not each.proven for each in machines):
-        found.append(f"release {machines[0].release or '?'} is NOT proven: no gate was passed")
+    elif any(not each.proven for each in stay):
+        found.append(f"release {stay[0].release or '?'} is NOT proven: no gate was passed")
+    if left and not busy:
+        verb = "myhealth promote" if environment == "production" else f"myhealth deploy {environment}"
+        back = _rollback(environment)
+        found.append(f"a deploy has died and left {', '.join(left)}: `{verb}` or `{back}` removes that first")
     if staged := [each.name for each in app.secrets if each.status.lower() in state.WAITING]:
         found.append(f"secrets wait for a deploy: {', '.join(staged)}")
     return found
+
+
+def _rollback(environment: str) -> str:
+    return "myhealth rollback" + ("" if environment == "production" else f" --environment {environment}")
 
 
 def _summary(machines: list[MachineStatus], problems: list[str]) -> str:
@@ -218,16 +258,16 @@ def words(found: Status, now: float) -> str:
         since = f"since {each.since} ({_ago(each.since, now)})"
         proven = "proven" if each.proven else "NOT proven"
         proven += ", cordoned" if each.cordoned else ""
-        proven += ", of a deploy that is at work or has died: deploy again" if each.left_over else ""
+        at_work = "of the deploy that is under way" if found.deploying else "left over"
+        proven += f", {at_work}" if each.left_over else ""
         lines += [
             f"  machine {each.id} in {each.region}: {each.is_} ({each.state}) {since}{_checks(each)}",
             f"    release {each.release or '?'}, {proven}, {each.image}",
         ]
         if each.crashes:
             lines.append(f"    crashed {len(each.crashes)} times, last {_ago(each.last_crash, now)}")
-    where = "" if found.environment == "production" else f" --environment {found.environment}"
     back = found.way_back.release if found.way_back else "nothing: no other image was proven"
-    lines.append(f"  `myhealth rollback{where}` would go to: {back}")
+    lines.append(f"  `{_rollback(found.environment)}` would go to: {back}")
     for each in found.releases:
         when = f"{each.created_at} ({_ago(each.created_at, now)})"
         lines.append(f"  v{each.version} {each.status} {when} {each.image_ref}".rstrip())
