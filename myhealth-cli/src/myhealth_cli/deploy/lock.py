@@ -35,8 +35,9 @@ LOCK_S: Final = 1200.0
 """Longer than a deploy; what somebody else waits for at most after a kill (of a build: _MORE_S longer than
 that may take)."""
 _MORE_S: Final = 300.0
-_LEASE_TRIES: Final = 5
+_LEASE_TRIES: Final = 16
 _LEASE_PAUSE_S: Final = 1.0
+"""In all longer than the leases of a flyctl that was killed last (13 s, its `--lease-timeout`)."""
 
 
 @contextmanager
