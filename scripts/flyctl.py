@@ -39,12 +39,15 @@ def main() -> int:
 def build() -> int:
     """Build it unless this version is there; return 1 where it cannot be had."""
     stamp = FOLDER / VERSION
-    if stamp.exists():
+    if stamp.exists() and (FOLDER / "flyctl").exists():
         return 0
     go = shutil.which("go")
     if go is None:
         return failed("Go is not installed")
     FOLDER.mkdir(parents=True, exist_ok=True)
+    # One program, so one stamp: that of another version is about what is overwritten now.
+    for old in FOLDER.glob("v*"):
+        old.unlink()
     said = f"flyctl {VERSION}: building into .local/flyctl (some minutes at the first time)"
     print(said, file=sys.stderr, flush=True)
     # CGO off: nothing but Go is needed then.
