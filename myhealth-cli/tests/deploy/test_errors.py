@@ -6,7 +6,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from myhealth_cli.deploy import load, probe
+from myhealth_cli.deploy import cli, listing, load, probe
 from myhealth_cli.deploy.errors import GateError, NothingChangedError
 from myhealth_cli.deploy.lock import file_lock
 from myhealth_cli.tokens import tokens_for
@@ -76,6 +76,64 @@ def test_an_interrupt_is_a_document_too_and_ends_flyctl(tmp_path: Path) -> None:
         "hint": "say the same again: it goes on from what is there",
     }
     assert not (Path("/proc") / (tmp_path / "pid").read_text("utf-8").strip()).exists()
+
+
+def test_a_verb_that_only_reads_has_changed_nothing_when_it_is_interrupted(tmp_path: Path) -> None:
+    (tmp_path / "agent-backend").mkdir()
+    (tmp_path / "agent-backend" / "fly.toml").touch()
+    hangs = program(tmp_path, "#!/bin/sh\nkill -INT $PPID\nexec sleep 60\n")
+    env = nothing(FLYCTL=str(hangs), PATH="/usr/bin:/bin", GITHUB_STEP_SUMMARY=str(tmp_path / "summary"))
+    for words in (("logs", "staging"), ("deploy", "staging", "--dry-run")):
+        ended = myhealth(*words, "--json", folder=tmp_path, env=env)
+        assert ended.code == 1
+        found = ended.json()
+        assert (found["changed"], found["error"], found["hint"]) == (False, "interrupted", "say it again")
+    said = (tmp_path / "summary").read_text("utf-8")
+    assert said.startswith("### myhealth: interrupted\n")
+    assert "Nothing was changed." in said
+
+
+def test_what_nobody_thought_of_is_in_the_summary_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary"))
+    for reads, says in ((False, "**Somebody has to look now.**"), (True, "Nothing was changed.")):
+        with pytest.raises(ZeroDivisionError):
+            cli.leave(broken, json=True, reads=reads)
+        assert f'"changed": {str(not reads).lower()}' in capsys.readouterr().out
+        said = (tmp_path / "summary").read_text("utf-8").rpartition("### ")[2]
+        assert said.startswith("myhealth: broken\n\n    ZeroDivisionError")
+        assert says in said
+
+
+def test_a_log_that_is_empty_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "agent-backend").mkdir()
+    (tmp_path / "agent-backend" / "fly.toml").touch()
+    text = """#!/bin/sh
+[ "$1" = auth ] && echo token
+[ "$1" = logs ] || exit 0
+[ -e full ] && echo line && exit
+[ -e away ] && exit 1
+exec sleep 60
+"""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLYCTL", str(program(tmp_path, text)))
+    monkeypatch.setattr(listing, "_EMPTY_S", 0.5)
+
+    def shown() -> int:
+        return listing.logs("staging", follow=False, machine=None, as_json=False)
+
+    assert shown() == 0
+    assert "the log is empty, or Fly does not answer" in capfd.readouterr().err
+    (tmp_path / "full").touch()
+    assert (shown(), capfd.readouterr().out) == (0, "line\n")
+    (tmp_path / "full").rename(tmp_path / "away")
+    assert shown() == 1
 
 
 def test_one_at_a_time_on_a_host(tmp_path: Path) -> None:

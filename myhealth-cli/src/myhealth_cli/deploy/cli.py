@@ -36,7 +36,7 @@ def environments(*, json: _Json = False) -> None:
     """Print the environments: apps, addresses, secrets and where each is set."""
     from myhealth_cli.deploy import listing  # noqa: PLC0415 - see the module's docstring
 
-    _end(lambda: listing.run(as_json=json), json=json)
+    leave(lambda: listing.run(as_json=json), json=json, reads=True)
 
 
 def doctor(
@@ -50,7 +50,7 @@ def doctor(
     """
     from myhealth_cli.deploy import doctor as module  # noqa: PLC0415 - see the module's docstring
 
-    _end(lambda: module.run(as_json=json, offline=offline), json=json)
+    leave(lambda: module.run(as_json=json, offline=offline), json=json, reads=True)
 
 
 def setup(
@@ -89,7 +89,7 @@ def setup(
             org=org,
         )
 
-    _end(go, json=json)
+    leave(go, json=json, reads=dry_run)
 
 
 def _options(
@@ -141,7 +141,7 @@ def deploy(
         options = _options(url, bake, first_word, ready, ha=ha, smoke=smoke, dry_run=dry_run, json=json)
         return verbs.deploy(environment, options, image=image, release=release)
 
-    _end(go, json=json)
+    leave(go, json=json, reads=dry_run)
 
 
 def promote(
@@ -169,7 +169,7 @@ def promote(
         options = _options(url, bake, first_word, ready, ha=ha, smoke=smoke, dry_run=dry_run, json=json)
         return verbs.promote(options, staging_url=staging_url, image=image)
 
-    _end(go, json=json)
+    leave(go, json=json, reads=dry_run)
 
 
 def rollback(
@@ -195,14 +195,14 @@ def rollback(
         options = _options(url, bake, first_word, ready, dry_run=dry_run, json=json)
         return verbs.rollback(environment, options, number=number)
 
-    _end(go, json=json)
+    leave(go, json=json, reads=dry_run)
 
 
 def status(environment: _Where, *, json: _Json = False) -> None:
     """Show machines, images, checks, who sleeps, the proven images and the last releases. Wakes nobody."""
     from myhealth_cli.deploy import status as module  # noqa: PLC0415 - see the module's docstring
 
-    _end(lambda: module.run(environment, as_json=json), json=json)
+    leave(lambda: module.run(environment, as_json=json), json=json, reads=True)
 
 
 def logs(
@@ -215,7 +215,10 @@ def logs(
     """Show the app's log; with --json as documents, one after another. Exit code 0 also after Ctrl-C."""
     from myhealth_cli.deploy import listing  # noqa: PLC0415 - see the module's docstring
 
-    _end(lambda: listing.logs(environment, follow=follow, machine=machine, as_json=json), json=json)
+    def go() -> int:
+        return listing.logs(environment, follow=follow, machine=machine, as_json=json)
+
+    leave(go, json=json, reads=True)
 
 
 def load(
@@ -239,35 +242,38 @@ def load(
     from myhealth_cli.deploy import load as module  # noqa: PLC0415 - see the module's docstring
 
     bounds = module.Bounds(clients=clients, turns=turns, seconds=seconds, ready_s=ready)
-    _end(lambda: module.run(url, bounds, token=token, yes=yes, as_json=json), json=json)
+    leave(lambda: module.run(url, bounds, token=token, yes=yes, as_json=json), json=json, reads=True)
 
 
-def _end(go: Callable[[], int], *, json: bool) -> None:
-    """Run a verb and leave with its exit code; errors as words, or as JSON where that was asked for."""
-    from myhealth_cli.deploy import summary  # noqa: PLC0415 - see the module's docstring
+def leave(go: Callable[[], int], *, json: bool, reads: bool = False) -> None:
+    """Run a verb and leave with its exit code; errors as words, or as JSON where that was asked for.
+
+    `reads`: it changes nothing, however it ends.
+    """
+    from myhealth_cli.deploy import report, summary  # noqa: PLC0415 - see the module's docstring
     from myhealth_cli.deploy.errors import NothingChangedError  # noqa: PLC0415 - see the module's docstring
-    from myhealth_cli.deploy.report import plain, show_error  # noqa: PLC0415 - see the module's docstring
     from myhealth_cli.errors import MyHealthError  # noqa: PLC0415 - see the module's docstring
+
+    def say(error: MyHealthError, how: str, *, changed: bool) -> None:
+        if json:
+            report.show_error(error, changed=changed)
+        summary.write(summary.of_error(error, how, changed=changed))
 
     try:
         code = go()
     except MyHealthError as error:
         unchanged = isinstance(error, NothingChangedError)
-        if json:
-            show_error(error, changed=not unchanged)
-        summary.write(summary.of_error(error, changed=not unchanged))
-        hint = f"\n  {plain(error.hint)}" if error.hint else ""
-        sys.stderr.write(f"myhealth: {plain(str(error))}{hint}\n")
+        say(error, "refused" if unchanged else "failed", changed=not unchanged and not reads)
+        hint = f"\n  {report.plain(error.hint)}" if error.hint else ""
+        sys.stderr.write(f"myhealth: {report.plain(str(error))}{hint}\n")
         code = EXIT_NOTHING_CHANGED if unchanged else EXIT_FAILED
     except KeyboardInterrupt:
-        error = MyHealthError("interrupted", hint="say the same again: it goes on from what is there")
-        if json:
-            show_error(error, changed=True)
-        summary.write(summary.of_error(error, changed=True))
+        again = "say it again" if reads else "say the same again: it goes on from what is there"
+        error = MyHealthError("interrupted", hint=again)
+        say(error, "interrupted", changed=not reads)
         sys.stderr.write(f"myhealth: {error}\n  {error.hint}\n")
         code = EXIT_FAILED
     except Exception as error:
-        if json:
-            show_error(MyHealthError(type(error).__name__, hint="a fault of ours"), changed=True)
+        say(MyHealthError(type(error).__name__, hint="a fault of ours"), "broken", changed=not reads)
         raise
     raise typer.Exit(code)

@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from select import select
+from typing import TYPE_CHECKING, Final
 
 from myhealth_cli.deploy.environments import ENVIRONMENTS, deployed
 from myhealth_cli.deploy.errors import NothingChangedError
 from myhealth_cli.deploy.flyctl import child_env
 from myhealth_cli.deploy.ground import app_of, no_app, stand
-from myhealth_cli.deploy.report import show_json
+from myhealth_cli.deploy.report import show_json, tell
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from myhealth_cli.deploy.environments import Deployed
     from myhealth_cli.deploy.ground import Ground
+
+_EMPTY_S: Final = 30.0
+"""Longer than flyctl's own tries where Fly refuses: those end with an error."""
 
 
 def run(*, as_json: bool) -> int:
@@ -43,10 +49,30 @@ def logs(name: str, *, follow: bool, machine: str | None, as_json: bool) -> int:
     words += [] if machine is None else ["--machine", machine]
     words += ([] if follow else ["--no-tail"]) + (["--json"] if as_json else [])
     try:
+        if not follow:
+            return _kept(words, ground.root)
         ended = subprocess.run(words, check=False, cwd=ground.root, env=child_env())  # noqa: S603 - our own words
     except KeyboardInterrupt:
         return 0
     return 1 if ended.returncode else 0  # a signal is negative
+
+
+def _kept(words: list[str], root: Path) -> int:
+    """Show what the log has. Of one that has nothing flyctl asks for ever (its `logs/polling.go`)."""
+    with subprocess.Popen(words, cwd=root, env=child_env(), stdout=subprocess.PIPE) as process:  # noqa: S603 - our own words
+        assert process.stdout is not None
+        if not select([process.stdout], [], [], _EMPTY_S)[0]:
+            process.kill()
+            tell(f"no line within {_EMPTY_S:g} s: the log is empty, or Fly does not answer")
+            return 0
+        try:
+            for line in process.stdout:
+                sys.stdout.buffer.write(line)
+                sys.stdout.buffer.flush()
+        except BaseException:
+            process.kill()
+            raise
+    return 1 if process.returncode else 0
 
 
 async def _looked(environment: Deployed, machine: str | None) -> Ground:

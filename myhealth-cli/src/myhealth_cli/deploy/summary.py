@@ -61,10 +61,10 @@ def _step(done: Done) -> str:
     return f"{'failed' if done.error else 'ok'} ({done.seconds:.1f} s): {way}{words(done.step)}"
 
 
-def of_error(error: MyHealthError, *, changed: bool) -> str:
-    """Say what kept a verb from its work."""
+def of_error(error: MyHealthError, how: str, *, changed: bool) -> str:
+    """Say what kept a verb from its work; `how` it ended, in a word."""
     said = _LOOK if changed else "Nothing was changed."
-    return "\n".join(["### myhealth: refused", "", *_code(str(error), error.hint or ""), said, ""])
+    return "\n".join([f"### myhealth: {how}", "", *_code(str(error), error.hint or ""), said, ""])
 
 
 def write(text: str, env: Mapping[str, str] = os.environ) -> None:
