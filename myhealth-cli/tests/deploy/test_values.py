@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -98,6 +99,18 @@ def test_the_server_says_what_is_wrong() -> None:
 def test_values_of_two_projects_are_told_apart() -> None:
     (wrong,) = look(SUPABASE_URL="https://zzzzefghijklmnopqrst.supabase.co")
     assert wrong.says == "DATABASE_URL is another project's than SUPABASE_URL"
+
+
+def test_what_nobody_has_signed_is_named(tmp_path: Path) -> None:
+    production = deployed("production")
+    file = ROOT / "agent-backend" / "src" / "agent_backend" / "guardrails.json"
+    signed = bool(json.loads(file.read_text("utf-8"))["reviewed_by"])
+    assert ("guardrails.json" not in values.drafts(production, ROOT)) is signed
+    toml = tmp_path / production.config
+    toml.parent.mkdir()
+    text = (ROOT / production.config).read_text("utf-8")
+    toml.write_text(text.replace('ENVIRONMENT = "production"', 'ENVIRONMENT = "development"'), "utf-8")
+    assert values.drafts(production, tmp_path) == [], "development may do without"
 
 
 def test_what_is_not_given_is_not_missed() -> None:

@@ -176,6 +176,16 @@ def look(environment: Deployed, root: Path, values: Mapping[str, str]) -> list[P
     return [each for each in found if each.says.partition(" ")[0] in values]
 
 
+def drafts(environment: Deployed, root: Path) -> list[str]:
+    """Return the files of a checkout that this environment needs signed, and that no named person has signed.
+
+    Raises NothingChangedError: the server cannot be asked.
+    """
+    report = config_report(environment, root, {})
+    said = (each.problem for each in (*report.errors, *report.warnings))
+    return [each.partition(" ")[0] for each in said if "is a draft" in each]
+
+
 def config_report(environment: Deployed, root: Path, values: Mapping[str, str]) -> Report:
     """Return what `agent-backend check-config` says. Raises NothingChangedError: nothing."""
     try:

@@ -178,9 +178,20 @@ def promote(options: Options, *, staging_url: str | None, image: str | None = No
         )
         if not options.dry_run:
             await _green(staging, staging_url or source.url, options.patiences)
-        return wanted
+        unsigned = await asyncio.to_thread(_unsigned, environment, ground.root)
+        return msgspec.structs.replace(wanted, notes=(*wanted.notes, *unsigned))
 
     return asyncio.run(_gated("promote", environment, options, planned))
+
+
+def _unsigned(environment: Deployed, root: Path) -> list[str]:
+    """Say which texts nobody has signed. No refusal: an image is of its own commit, and starts with them."""
+    try:
+        found = values.drafts(environment, root)
+    except NothingChangedError as error:
+        return [f"whether the texts are signed is not known: {error}"]
+    many = f"nobody has signed {len(found)} texts of this checkout ({', '.join(found)})"
+    return [f"{many}: no real users before that (docs/design/safety.md)"] if found else []
 
 
 def rollback(name: str, options: Options, *, number: int | None) -> int:
