@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 from inline_snapshot import snapshot
 
@@ -7,7 +8,7 @@ from myhealth_cli.deploy import plan
 from myhealth_cli.deploy.errors import NothingChangedError
 from myhealth_cli.deploy.plan import Plan
 from myhealth_cli.deploy.report import words
-from myhealth_cli.deploy.state import App, Image, ImageRef, Release, Secret, noted
+from myhealth_cli.deploy.state import FLED, App, Image, ImageRef, Machine, Release, Secret, noted
 
 from .apps import ALL, PRODUCTION, STAGING, app, image, machine
 
@@ -183,6 +184,46 @@ def test_a_second_rollback_goes_further_back_not_forth() -> None:
     first = plan.rollback(PRODUCTION, found, None, bake=30, url=URL).steps[0]
     assert isinstance(first, plan.DeployImage)
     assert first.image == A
+
+
+def rolled_back(number: int, runs: Image, fled: Image, good: tuple[Image, ...]) -> Machine:
+    """Return a machine that a rollback has deployed."""
+    made = machine(number, runs, good=good)
+    env = {**made.config.env, FLED: fled.ref}
+    return msgspec.structs.replace(made, config=msgspec.structs.replace(made.config, env=env))
+
+
+@pytest.mark.parametrize(
+    "machines",
+    [
+        (rolled_back(1, B, C, (C, B, A)),),
+        (rolled_back(1, B, C, (C, B, A)), machine(2, C, good=(C, B, A))),
+        (machine(1, C, good=(C, B, A)), rolled_back(2, B, C, (C, B, A))),
+    ],
+    ids=["before its note", "between two machines", "the other one first"],
+)
+def test_a_rollback_that_was_killed_is_said_again_and_does_not_go_forth(
+    machines: tuple[Machine, ...],
+) -> None:
+    found = app(*machines, name=PRODUCTION.app)
+    first, *_, note = plan.rollback(PRODUCTION, found, None, bake=30, url=URL).steps
+    assert isinstance(first, plan.DeployImage)
+    assert isinstance(note, plan.NoteGood)
+    assert (first.image, first.fled) == (B, C.ref)
+    after = noted(B, found.good, forget_newer=note.forget_newer, fled=note.fled)
+    assert after == (B, A)
+    # Once it has ended, the next one goes further back.
+    done = app(rolled_back(1, B, C, after), name=PRODUCTION.app)
+    again = plan.rollback(PRODUCTION, done, None, bake=30, url=URL).steps[0]
+    assert isinstance(again, plan.DeployImage)
+    assert again.image == A
+
+
+def test_a_rollback_to_what_was_never_proven_is_gone_back_from() -> None:
+    found = app(rolled_back(1, C, B, (B, A)), name=PRODUCTION.app)
+    first = plan.rollback(PRODUCTION, found, None, bake=30, url=URL).steps[0]
+    assert isinstance(first, plan.DeployImage)
+    assert first.image == B
 
 
 def test_rollback_to_a_number() -> None:

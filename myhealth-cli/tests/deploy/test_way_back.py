@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from myhealth_cli.deploy import flyctl, looks, plan, removal
+from myhealth_cli.deploy import flyctl, looks, plan, removal, state
 from myhealth_cli.deploy import rollout as rollout_module
 from myhealth_cli.deploy.machines_api import MachinesApi
 from myhealth_cli.deploy.probe import Patiences
@@ -52,12 +52,13 @@ elif words[0] == "machine":
             if each["id"] == name:
                 each["cordoned"] = words[1] == "cordon"
 elif words[0] == "deploy":
-    ref, env = words[words.index("--image") + 1], words[words.index("--env") + 1]
+    ref = words[words.index("--image") + 1]
+    env = dict(words[i + 1].split("=", 1) for i, each in enumerate(words) if each == "--env")
     left = [words[i + 1] for i, each in enumerate(words) if each == "--exclude-machines"]
     for each in machines:
         if each["id"] not in left:
             each["image_ref"]["digest"] = ref.partition("@")[2]
-            each["config"]["env"]["RELEASE"] = env.partition("=")[2]
+            each["config"]["env"] = env
 (folder / "world").write_text(json.dumps(world))
 if failed:
     sys.exit("Error: " + failed)
@@ -143,6 +144,17 @@ async def test_a_fly_that_stays_away_ends_it_within_a_bound(tmp_path: Path) -> N
         outcome = await rollout.run(plan.Plan(app=APP, steps=(plan.ProbeMachines(url, APP, None),)))
     assert "502" in outcome.error
     assert len(world.heard("machine", "list")) == 8, "four for the gate, four for what is left"
+
+
+async def test_a_rollback_leaves_on_its_machines_what_it_fled_from(tmp_path: Path) -> None:
+    world = World(tmp_path, machine("m1", B))
+    step = plan.DeployImage(APP, STAGING.config, A, migrate=False, smoke=False, fled=B.ref)
+    async with world.serving(A.release) as (_, rollout):
+        assert (await rollout.run(plan.Plan(app=APP, steps=(step,)))).ok
+    [words] = world.heard("deploy")
+    assert f"{state.FLED}={B.ref}" in words
+    [seen] = await state.machines(world.fly, APP)
+    assert (seen.release, seen.fled) == (A.release, B.ref)
 
 
 def left_over(outcome: Outcome, *names: str) -> None:

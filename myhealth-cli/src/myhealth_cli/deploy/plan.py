@@ -53,6 +53,8 @@ class DeployImage(msgspec.Struct, frozen=True, tag_field="step", tag="deploy_ima
     """With flyctl's own ten seconds at each machine, which stop it at the first one that dies."""
     rolling: bool = False
     """In place, whatever fly.toml says: bluegreen's own waits would keep a broken release serving."""
+    fled: str = ""
+    """Of a rollback: what ran before, noted on the machines, so that it goes on after a kill."""
 
 
 class RemoveMachines(msgspec.Struct, frozen=True, tag_field="step", tag="remove_machines"):
@@ -257,12 +259,16 @@ def rollback(environment: Deployed, app: App, number: int | None, *, bake: float
     _require(environment, app)
     # With what is left over, so that a deploy that died is what is gone back from.
     image = _numbered(app, number) if number is not None else before(app)
+    fled, half = app.running, app.going_back
+    if half is not None and half.runs.same(image):
+        fled = Image(half.fled, "")
+    ran = fled.ref if fled is not None else "several"
     steps = (
         *tidying(app, must=False),
-        DeployImage(environment.app, environment.config, image, migrate=False, smoke=False),
+        DeployImage(environment.app, environment.config, image, migrate=False, smoke=False, fled=ran),
         *_gates(environment, image, url),
         Bake(environment.app, url, bake),
-        NoteGood(environment.app, image, forget_newer=True, fled=app.running),
+        NoteGood(environment.app, image, forget_newer=True, fled=fled),
     )
     return Plan(app=environment.app, steps=steps, notes=(_NOT_BACK,))
 
@@ -325,8 +331,13 @@ def _way_back(app: App, target: Image) -> Image | None:
 
 
 def before(app: App) -> Image:
-    """Return the newest proven image that does not run now. Raises NothingChangedError: there is none."""
+    """Return the newest proven image that does not run now. Raises NothingChangedError: there is none.
+
+    Where a rollback was killed, or failed: the one that it was to. What it fled from is newer.
+    """
     running = app.running
+    if (half := app.going_back) is not None:
+        return half.runs
     for each in app.good:
         if running is None or not each.same(running):
             return each

@@ -252,6 +252,7 @@ class Rollout:
         words = (
             *("deploy", "--app", step.app, "--config", step.config, "--image", ref),
             *("--env", f"RELEASE={step.image.release}", "--yes", "--dns-checks=false"),
+            *(("--env", f"{state.FLED}={step.fled}") if step.fled else ()),
             *(() if step.ha else ("--ha=false",)),
             *(() if step.smoke else ("--smoke-checks=false",)),
             *(() if step.migrate else ("--skip-release-command",)),

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 GOOD: Final = "myhealth_good"
 """Metadata of every machine: the proven images, newest first, as JSON. flyctl carries it over deploys."""
 KEPT: Final = 5
+FLED: Final = "ROLLBACK_FROM"
+"""Variable of a machine that a rollback has deployed, of no meaning to the server."""
 _NO_APP: Final = "could not find app"
 """What GraphQL says of an app that is not there, or not this token's."""
 _RELEASE_COMMAND: Final = "fly_app_release_command"
@@ -146,6 +148,11 @@ class Machine(msgspec.Struct, frozen=True):
         return self.config.env.get("release", "")
 
     @property
+    def fled(self) -> str:
+        """The image that ran before the rollback that made it so; empty: no rollback did."""
+        return self.config.env.get(FLED, "")
+
+    @property
     def mispulled(self) -> bool:
         """Whether it runs another image than flyctl has resolved and told it to run."""
         _, _, told = self.config.image.partition("@")
@@ -237,6 +244,14 @@ class App(msgspec.Struct, frozen=True):
         """The image that every machine has; None if there is none or they differ."""
         found = {each.runs for each in self.machines}
         return found.pop() if len(found) == 1 else None
+
+    @property
+    def going_back(self) -> Machine | None:
+        """A machine that a rollback has deployed which never came to its end; None: there was no such one."""
+        for each in self.machines:
+            if each.fled and any(good.same(each.runs) for good in self.good[1:]):
+                return each
+        return None
 
     @property
     def left_over(self) -> tuple[Machine, ...]:
