@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -140,8 +141,15 @@ def test_one_at_a_time_on_a_host(tmp_path: Path) -> None:
     refusal = pytest.raises(NothingChangedError, match="is deploying app")
     with file_lock(tmp_path, "app"), file_lock(tmp_path, "other"), refusal, file_lock(tmp_path, "app"):
         pass
-    with file_lock(tmp_path, "app"):
-        pass
+    # What flyctl starts and leaves running (its agent) has the lock's file, too.
+    with file_lock(tmp_path, "app") as held:
+        agent = subprocess.Popen(["sleep", "60"], pass_fds=(held,))
+    try:
+        with file_lock(tmp_path, "app"):
+            pass
+    finally:
+        agent.kill()
+        agent.wait()
     (tmp_path / "file").touch()
     with pytest.raises(NothingChangedError, match="cannot be written"), file_lock(tmp_path / "file", "app"):
         pass

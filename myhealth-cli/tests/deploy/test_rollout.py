@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from myhealth_cli.deploy import flyctl, plan, probe
+from myhealth_cli.deploy import flyctl, looks, plan, probe
 from myhealth_cli.deploy import rollout as rollout_module
 from myhealth_cli.deploy.errors import FlyctlError
 from myhealth_cli.deploy.machines_api import MachinesApi
@@ -37,6 +37,11 @@ async def answering(body: bytes, status: int = 200) -> AsyncGenerator[str]:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looks, "PAUSES_S", (0.0, 0.0, 0.0))
 
 
 async def test_a_release_that_breaks_the_tool_itself_is_taken_back(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from myhealth_cli.deploy import state
+from myhealth_cli.deploy import looks, state
 from myhealth_cli.deploy.errors import FlyctlError, LockLostError, NothingChangedError
 
 if TYPE_CHECKING:
@@ -58,9 +58,15 @@ def file_lock(folder: Path, app: str) -> Generator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise NothingChangedError(
-                f"another process on this machine is deploying {app}", hint="wait until it has ended"
+                f"another process on this machine is deploying {app}",
+                hint="wait until it has ended; where there is none, `fly agent stop`",
             ) from error
-        yield file.fileno()
+        try:
+            yield file.fileno()
+        finally:
+            # Said, and not left to the end of the file: flyctl's agent, which it starts for the log of a
+            # release command and leaves running, has it open, too.
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def holder(folder: Path) -> str:
@@ -71,9 +77,10 @@ def holder(folder: Path) -> str:
     with suppress(OSError):
         if name := file.read_text(encoding="ascii").strip():
             return name
-    folder.mkdir(parents=True, exist_ok=True)
     name = f"host-{secrets.token_hex(4)}"
-    file.write_text(name, encoding="ascii")
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(name, encoding="ascii")
     return name
 
 
@@ -93,7 +100,7 @@ class Held:
         Raises LockLostError: it had expired (a laptop that slept), and somebody else has it.
         """
         with suppress(FlyctlError, OSError):
-            if found := await state.machines(self._fly, self._app):
+            if found := await looks.machines(self._fly, self._app):
                 if self._ahead_s is None:
                     self._ahead_s = await _ahead(self._api, self._app, bearer(self._app, found).id)
                 now = time.time() + self._ahead_s
@@ -119,7 +126,7 @@ async def app_lock(api: MachinesApi, fly: Flyctl, app: str, who: str) -> AsyncGe
     finally:
         # Bluegreen makes new machines, which carry the note as well. One that stays expires.
         with suppress(FlyctlError):
-            for each in await state.machines(fly, app):
+            for each in await looks.machines(fly, app):
                 if noted(each)[0] == who:
                     await api.set_metadata(app, each.id, LOCK, None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -366,6 +367,7 @@ class Rollout:
 
     async def _note(self, step: plan.NoteGood) -> str:
         assert self._api is not None, "a plan that notes is given the API"
+        api = self._api
         found = await self._machines(step.app)
         for each in found:
             # The gates were passed some time ago: what runs by now, somebody's deploy by hand, is not proven.
@@ -379,5 +381,5 @@ class Rollout:
         proven = state.noted(image, before, forget_newer=step.forget_newer, fled=step.fled)
         note = msgspec.json.encode(proven).decode()
         for each in found:
-            await self._api.set_metadata(step.app, each.id, state.GOOD, note)
+            await looks.again(functools.partial(api.set_metadata, step.app, each.id, state.GOOD, note))
         return image.ref

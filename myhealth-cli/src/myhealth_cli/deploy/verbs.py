@@ -258,11 +258,12 @@ async def _execute(
         lock=lock,
     )
     outcome = await rollout.run(wanted)
-    report.show_outcome(outcome, as_json=options.as_json)
     summary.write(summary.of_outcome(verb, outcome))
     with suppress(OSError):  # a full disk here says nothing of the app there
         report.hand_on(outcome, os.environ)
         report.record(ground.records, verb, outcome)
+    # Last: whoever reads along may be gone (`| head`, a lost terminal).
+    report.show_outcome(outcome, as_json=options.as_json)
     return DONE if outcome.ok else FAILED
 
 
