@@ -13,13 +13,14 @@ import pytest
 from aiohttp import web
 
 from myhealth_cli.deploy import lock, plan, removal, status
-from myhealth_cli.deploy.errors import NothingChangedError
+from myhealth_cli.deploy.errors import FlyctlError, NothingChangedError
 from myhealth_cli.deploy.machines_api import MachinesApi
 from myhealth_cli.deploy.probe import Patiences
 from myhealth_cli.deploy.rollout import Rollout
 
 from .apps import STAGING, image
 from .scripted import Scripted
+from .test_rollout import answering
 
 A = image("a")
 
@@ -178,6 +179,30 @@ async def test_who_deploys_is_told_by_flys_clock(
             (tmp_path / "machines").write_text(json.dumps([machine]), "utf-8")
             assert await asyncio.to_thread(status.run, "staging", as_json=False) == 0
             assert ("them is deploying" in capsys.readouterr().out) is there
+
+
+async def test_who_has_the_note_and_the_lease_is_told_at_once(tmp_path: Path) -> None:
+    """The flyctl of a deploy holds the lease of each machine it replaces."""
+    scripted = Scripted(tmp_path, A)
+    [machine] = json.loads((tmp_path / "machines").read_text("utf-8"))
+    machine["config"]["metadata"] = {lock.LOCK: f"them {time.time() + 600:.0f}"}
+    (tmp_path / "machines").write_text(json.dumps([machine]), "utf-8")
+    began = time.monotonic()
+    async with answering(b"{}", 409) as url, MachinesApi(scripted.fly, url) as api:
+        with pytest.raises(NothingChangedError, match="them is deploying"):
+            async with lock.app_lock(api, scripted.fly, STAGING.app, "us"):
+                pass
+    assert time.monotonic() - began < 10, "and does not wait for the lease"
+
+
+async def test_who_cannot_take_the_lock_is_told_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_LEASE_WAIT_S", 0.0)
+    fly = Scripted(tmp_path, A).fly
+    for status_, error in ((409, NothingChangedError), (503, FlyctlError)):
+        async with answering(b"{}", status_) as url, MachinesApi(fly, url) as api:
+            with pytest.raises(error, match=f"the Machines API answers {status_} to lease"):
+                async with lock.app_lock(api, fly, STAGING.app, "us"):
+                    pass
 
 
 async def test_who_has_lost_the_lock_leaves_the_app_alone(tmp_path: Path) -> None:

@@ -80,6 +80,16 @@ async def test_a_flyctl_that_does_not_listen_is_killed_with_what_it_has_started(
         assert not process.exists() or ") Z " in process.read_text("utf-8"), name
 
 
+async def test_a_flyctl_that_was_killed_is_said_to_be(tmp_path: Path) -> None:
+    """And not what it told of its progress."""
+    killed = flyctl.Flyctl(program(tmp_path, "#!/bin/sh\necho '==> Building' >&2\nkill -9 $$\n"), tmp_path)
+    with pytest.raises(FlyctlError, match=r"^flyctl deploy was killed \(signal 9\)$"):
+        await killed.run("deploy")
+    text = "#!/bin/sh\nfor i in $(seq 200); do echo progress; done >&2\necho 'the end' >&2\nexit 1\n"
+    with pytest.raises(FlyctlError, match=r"the end$"):
+        await flyctl.Flyctl(program(tmp_path, text), tmp_path).run("deploy")
+
+
 async def test_an_answer_that_is_none_of_the_machines_api_is_an_error_of_fly(tmp_path: Path) -> None:
     fly = Scripted(tmp_path, A).fly
     for body in (b"<html>log in to this network</html>", b"[]", b'{"data": null}', b'{"data": {"nonce": 1}}'):

@@ -97,6 +97,8 @@ class Flyctl:
         finally:
             if process.returncode is None:
                 await _end(process)
+        if process.returncode and process.returncode < 0:
+            raise FlyctlError(f"flyctl {arguments[0]} was killed (signal {-process.returncode})")
         if process.returncode != 0:
             raise FlyctlError(
                 _last_words(err, out) or f"flyctl {arguments[0]} ended with {process.returncode}"
@@ -143,6 +145,8 @@ def _last_words(err: bytes, out: bytes) -> str:
     text = _COLOURS.sub("", (err or out).decode("utf-8", "replace")).strip()
     before, _, words = text.rpartition("Error: ")
     words = _QUERY.sub("", " ".join(words.split()))
+    if "Error: " not in text:
+        return words[-500:]  # its progress comes first
     if "release command failed" in words:
         words = "; ".join([words, *(" ".join(each.split()) for each in _REASON.findall(before))])
     return words[:500]

@@ -35,9 +35,9 @@ LOCK_S: Final = 1200.0
 """Longer than a deploy; what somebody else waits for at most after a kill (of a build: _MORE_S longer than
 that may take)."""
 _MORE_S: Final = 300.0
-_LEASE_TRIES: Final = 16
+_LEASE_WAIT_S: Final = 15.0
+"""Longer than the leases of a flyctl that was killed last (13 s, its `--lease-timeout`)."""
 _LEASE_PAUSE_S: Final = 1.0
-"""In all longer than the leases of a flyctl that was killed last (13 s, its `--lease-timeout`)."""
 
 
 @contextmanager
@@ -133,21 +133,26 @@ async def app_lock(api: MachinesApi, fly: Flyctl, app: str, who: str) -> AsyncGe
 
 async def _take(api: MachinesApi, fly: Flyctl, app: str, machine: str, who: str) -> float:
     """Write the note; return how far Fly's clock is ahead of ours."""
-    lease = await _lease(api, app, machine)
+    lease = await _lease(api, fly, app, machine, who)
     ahead = lease.at - time.time()
     try:
-        for each in await state.machines(fly, app):
-            other, until = noted(each)
-            if other and other != who and (left := until - time.time() - ahead) > 0:
-                raise NothingChangedError(
-                    f"{other} is deploying {app}",
-                    hint=f"wait until it has ended; if it was killed, its lock ends in {left:.0f} s",
-                )
+        await _refuse(fly, app, who, time.time() + ahead)
         await api.set_metadata(app, machine, LOCK, f"{who} {time.time() + ahead + LOCK_S:.0f}")
     finally:
         with suppress(FlyctlError):
             await api.release(app, machine, lease.nonce)
     return ahead
+
+
+async def _refuse(fly: Flyctl, app: str, who: str, now: float) -> None:
+    """Raise NothingChangedError where somebody else's note stands; `now` by Fly's clock."""
+    for each in await state.machines(fly, app):
+        other, until = noted(each)
+        if other and other != who and (left := until - now) > 0:
+            raise NothingChangedError(
+                f"{other} is deploying {app}",
+                hint=f"wait until it has ended; if it was killed, its lock ends in {left:.0f} s",
+            )
 
 
 async def _ahead(api: MachinesApi, app: str, machine: str) -> float:
@@ -171,18 +176,23 @@ def noted(machine: Machine) -> tuple[str, float]:
     return who, _number(until)
 
 
-async def _lease(api: MachinesApi, app: str, machine: str) -> Lease:
-    for left in reversed(range(_LEASE_TRIES)):
+async def _lease(api: MachinesApi, fly: Flyctl, app: str, machine: str, who: str) -> Lease:
+    ends = time.monotonic() + _LEASE_WAIT_S
+    while True:
         try:
             return await api.lease(app, machine)
         except FlyctlError as error:
-            if not left:
-                raise NothingChangedError(
-                    f"{app}: its first machine is being changed by somebody else ({error})",
-                    hint="wait a minute; `fly machine leases view` shows who",
-                ) from error
-            await asyncio.sleep(_LEASE_PAUSE_S)
-    raise AssertionError("unreachable: the last try returns or raises")
+            # The flyctl of somebody who has the note holds it for as long as that deploys.
+            await _refuse(fly, app, who, time.time() + api.ahead_s)
+            if time.monotonic() < ends:
+                await asyncio.sleep(_LEASE_PAUSE_S)
+                continue
+            if "answers 409" not in str(error):
+                raise
+            raise NothingChangedError(
+                f"{app}: its first machine is being changed by somebody else ({error})",
+                hint="wait a minute; `fly machine leases view` shows who",
+            ) from error
 
 
 def _number(text: str) -> float:

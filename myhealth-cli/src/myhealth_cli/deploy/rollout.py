@@ -168,7 +168,8 @@ class Rollout:
 
     async def _left(self, app: str) -> str:
         try:
-            found = await looks.machines(self._fly, app)
+            # Of what has not come to a deploy (`setup`) it need not be known.
+            found = await (looks if self._api else state).machines(self._fly, app)
         except FlyctlError as error:
             return f"unknown: {error}"
         return (
