@@ -206,6 +206,8 @@ def machines(tell: Teller) -> None:
     app = ("--app", tell.app)
     tell.deploy("v1", *QUIET)
     first, second = tell.ids()
+    tell.deploy("v2", *QUIET, "--exclude-machines", second)
+    tell.fleet()
     tell.say("machine", "cordon", first, *app)
     tell.say("machine", "list", *app, "--json")
     tell.say("machine", "uncordon", first, *app)
