@@ -63,10 +63,6 @@ async def disturb(crowd: Crowd, fleet: LocalFleet) -> None:
             await machine.stop("suspended" if at % 2 else "stopped")
 
 
-# Sockets accepted while a machine of this test stops are sometimes left to the garbage collector by the
-# selector loop (not by uvloop). Whose they are has not been found out yet.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.chaos
 @pytest.mark.parametrize("seed", [1, 2, 3])
 async def test_no_answer_is_mixed_up_while_machines_come_and_go(tmp_path: Path, seed: int) -> None:
