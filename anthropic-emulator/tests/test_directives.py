@@ -142,4 +142,5 @@ async def test_stamped_deltas_say_when_they_were_written(emulator: Emulator) -> 
     message = assemble(await emulator.stream(ask(directive)))
     stamps = [int(word.removeprefix("@")) for word in message["content"][0]["text"].split()]
     assert len(stamps) == 3
-    assert began < stamps[0] < stamps[1] < stamps[2] < time.monotonic_ns()
+    # What comes due while the machine is busy is written together.
+    assert began < stamps[0] <= stamps[1] <= stamps[2] < time.monotonic_ns()

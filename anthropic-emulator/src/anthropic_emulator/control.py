@@ -51,6 +51,11 @@ async def clear_faults(request: web.Request) -> web.Response:
     return web.Response(status=204)
 
 
+async def open_gate(request: web.Request) -> web.Response:
+    """Let the answers go on that wait at a gate, and whoever comes to it later."""
+    return reply({"waited": request.app[STATE].gates.open(request.match_info["name"])})
+
+
 async def requests(request: web.Request) -> web.Response:
     """Show the last requests, oldest first; `?limit=N`."""
     try:
@@ -91,6 +96,7 @@ ROUTES = (
     web.post("/_emulator/faults", add_fault),
     web.get("/_emulator/faults", list_faults),
     web.delete("/_emulator/faults", clear_faults),
+    web.post("/_emulator/gates/{name}", open_gate),
     web.get("/_emulator/requests", requests),
     web.get("/_emulator/stats", stats),
     web.post("/_emulator/clock", clock),

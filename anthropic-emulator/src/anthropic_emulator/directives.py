@@ -55,6 +55,10 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     stop: str | None = None
     ttft_ms: float | None = None
     delay_ms: float | None = None
+    gate: str | None = None
+    """The answer waits until this gate is opened (`POST /_emulator/gates/NAME`)."""
+    gate_after: int = 0
+    """Deltas that are sent before the gate."""
     fault: str | None = None
     fault_times: int | None = None
     """The first so many matching calls fail; absent: every call."""
@@ -82,6 +86,8 @@ def parse_script(raw: object) -> Script:
         raise invalid(f"emulator directive: stop must be one of {', '.join(sorted(STOPS))}")
     if max(script.tokens or 0, script.thinking or 0) > MAX_DELTAS:
         raise invalid(f"emulator directive: at most {MAX_DELTAS} deltas")
+    if script.gate_after < 0:
+        raise invalid("emulator directive: gate_after must not be below 0")
     return script
 
 

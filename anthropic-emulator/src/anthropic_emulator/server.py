@@ -52,6 +52,7 @@ class _Call(msgspec.Struct, kw_only=True):
     bill: Bill | None = None
     fault: faults.Fault | None = None
     stamped: bool = False
+    gate: stream.Gate | None = None
 
     def headers(self) -> dict[str, str]:
         """Response headers of the API."""
@@ -200,6 +201,8 @@ async def _messages(request: web.Request) -> web.StreamResponse:
     if call.fault is not None and call.fault.name == "disconnect":
         _hang_up(request, call)
     call.stamped = played.stamp
+    if played.gate is not None:
+        call.gate = stream.Gate(call.state.gates, played.gate, played.gate_after)
     settings = call.state.settings
     timing = stream.Timing(
         ttft=(settings.ttft_ms if played.ttft_ms is None else played.ttft_ms) / 1000,
@@ -346,7 +349,9 @@ async def _pump(
         coalesce = call.fault is None or call.fault.name != "split"
         assert call.bill is not None, "composing begins the bill"
         meter = stream.Meter(whole[0], max(whole[1], len(steps)), call.bill.written)
-        pump = stream.Pump(response, transport, coalesce=coalesce, stamped=call.stamped, meter=meter)
+        pump = stream.Pump(
+            response, transport, coalesce=coalesce, stamped=call.stamped, meter=meter, gate=call.gate
+        )
         stayed = await pump.run(steps)
     finally:
         call.state.open_streams -= 1

@@ -17,6 +17,7 @@ from aiohttp import web
 
 from anthropic_emulator.events import frame
 from anthropic_emulator.faults import Fault
+from anthropic_emulator.gates import Gates
 
 End = Literal["eof", "cut", "reset", "gone"]
 """How a stream ended: cleanly, by FIN without the last HTTP chunk, by RST, or because the client left."""
@@ -39,6 +40,18 @@ class Step(msgspec.Struct, frozen=True):
 
     gap: float
     data: bytes
+
+
+class Gate(msgspec.Struct, frozen=True):
+    """Where a stream waits: before the step after so many deltas, at the latest before its last one."""
+
+    gates: Gates
+    name: str
+    after: int
+
+    def place(self, steps: Sequence[Step]) -> int:
+        """Return the index of the step that waits."""
+        return max(0, min(self.after + 1, len(steps) - 1))
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,8 +158,10 @@ class Pump:
         coalesce: bool,
         stamped: bool = False,
         meter: Meter | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._meter = meter
+        self._gate = gate
         self._chunked = response.chunked
         self._transport = transport
         self._coalesce = coalesce
@@ -169,10 +184,22 @@ class Pump:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
+            if self._gate is not None:
+                self._gate.gates.leave(self._gate.name, self._opened)
 
     def _advance(self) -> None:
-        if self._next < len(self._steps):
+        gate = self._gate
+        if gate is not None and self._next == gate.place(self._steps) and not gate.gates.is_open(gate.name):
+            self._due = FOREVER
+            gate.gates.wait(gate.name, self._opened)
+        elif self._next < len(self._steps):
             self._due += self._steps[self._next].gap
+
+    def _opened(self) -> None:
+        self._due = self._loop.time() + self._steps[self._next].gap
+        if self._timer is not None:
+            self._timer.cancel()
+        self._tick()
 
     def _tick(self) -> None:
         if self._done.done():
