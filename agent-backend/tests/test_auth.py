@@ -62,7 +62,8 @@ JWKS = {
 def claims(**changes: Any) -> dict[str, Any]:
     now = int(time.time())
     base = {"sub": str(USER), "iss": ISSUER, "aud": "authenticated", "role": "authenticated"}
-    base |= {"iat": now, "exp": now + 600, "is_anonymous": False}
+    # Those of `BAD` are made when the tests are collected, and used when their turn comes: minutes later.
+    base |= {"iat": now, "exp": now + 86_400, "is_anonymous": False}
     return {name: value for name, value in {**base, **changes}.items() if value is not None}
 
 

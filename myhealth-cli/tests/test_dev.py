@@ -61,7 +61,8 @@ def test_without_a_terminal_it_plays_a_conversation_whose_figures_are_those_of_t
         "· awake after N ms",
         "· first token after N ms",
     ]
-    assert output.index("· first token") > output.index(QUESTIONS[-1])
+    # On a busy machine it may have slept and woken before the first question as well.
+    assert output.rindex("· first token") > output.index(QUESTIONS[-1])
     assert [line[2:] for line in output.splitlines() if line.startswith("? ")] == list(QUESTIONS)
     steps, sleep, workouts, trend = results(output)
     figures = {day["date"]: day["value"] for day in steps["daily"]}
@@ -157,7 +158,8 @@ def test_a_backend_that_dies_at_start_is_quoted_with_the_way_to_its_log(tmp_path
 
 @pytest.mark.parametrize("how", ["exit", "suspend"])
 async def test_the_machine_falls_asleep_and_a_message_wakes_it(tmp_path: Path, how: str) -> None:
-    with dev(tmp_path, IDLE_SECONDS="0.5", SLEEP=how) as running:
+    # Long enough that it does not fall asleep again between the two requests.
+    with dev(tmp_path, IDLE_SECONDS="1", SLEEP=how) as running:
         async with (
             running.machine() as machine,
             Client(running.url, running.tokens(), sending=machine.sending) as client,
