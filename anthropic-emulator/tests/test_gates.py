@@ -22,6 +22,8 @@ async def test_an_answer_waits_at_a_shut_gate_after_so_many_deltas(
         reading = asyncio.create_task(answer.content.read())
         done, _ = await asyncio.wait([reading], timeout=0.3)  # longer than the pump looks for its client
         assert not done
+        assert (await emulator.control("GET", "gates/g")).json == {"waiting": 1}
+        assert (await emulator.control("GET", "gates/h")).json == {"waiting": 0}
         assert (await emulator.control("POST", "gates/g")).json == {"waited": 1}
         came += await reading
     assert came.count(b"content_block_delta\n") == 5

@@ -21,6 +21,7 @@ from agent_backend.web.stream import Follower, Placed
 
 from ..consenting import give_consents
 from ..emulator import emulator
+from ..gate import Gate
 
 
 @pytest.fixture(scope="session")
@@ -93,6 +94,10 @@ class Fleet:
         await made.start()
         self._stack.push_async_callback(made.stop)
         return made
+
+    def gate(self, after: int = 0) -> Gate:
+        """Return a gate at which an answer of the model waits, after so many deltas."""
+        return Gate(self._emulator_url, after)
 
     async def agree(self, machine: Machine) -> None:
         """Let the user agree to everything that is asked for now."""

@@ -87,11 +87,13 @@ async def test_no_tool_runs_when_its_consent_went_while_the_model_spoke(
 ) -> None:
     probe = Probe()
     machine = await fleet.machine(tools={"probe": probe})
-    session = await fleet.session(machine)
+    session, gate = await fleet.session(machine), fleet.gate()
     async with superuser(database_url) as other, other.transaction():
-        turn = await fleet.send(machine, session, "[[emulator: tool=probe args={} tokens=2 ttft_ms=300]]")
+        turn = await fleet.send(machine, session, f"[[emulator: tool=probe args={{}} tokens=2 {gate}]]")
+        await gate.reached()
         # The message that asks for the tool cannot be settled meanwhile.
         await other.execute("SELECT FROM myhealth.sessions WHERE id = $1 FOR UPDATE", session)
+        await gate.open()
         await wait_until(lambda: waits_for(other))
         await slip(fleet, machine, purpose)
     refused(await fleet.until_end(machine, session))
@@ -118,10 +120,12 @@ async def test_nobody_is_asked_for_a_yes_when_the_consent_went_while_the_model_s
 ) -> None:
     probe = Checked()
     machine = await fleet.machine(tools={"probe": probe}, approvals=("probe",))
-    session = await fleet.session(machine)
+    session, gate = await fleet.session(machine), fleet.gate()
     async with superuser(database_url) as other, other.transaction():
-        turn = await fleet.send(machine, session, "[[emulator: tool=probe args={} tokens=2 ttft_ms=300]]")
+        turn = await fleet.send(machine, session, f"[[emulator: tool=probe args={{}} tokens=2 {gate}]]")
+        await gate.reached()
         await other.execute("SELECT FROM myhealth.sessions WHERE id = $1 FOR UPDATE", session)
+        await gate.open()
         await wait_until(lambda: waits_for(other))
         if not given:
             await slip(fleet, machine, HEALTH)
@@ -139,13 +143,14 @@ async def _state_in(fleet: Fleet, machine: Machine, session: UUID, turn: UUID, s
 
 async def test_a_turn_that_waited_in_the_queue_is_refused_in_the_users_language(fleet: Fleet) -> None:
     machine = await fleet.machine()
-    session = await fleet.session(machine)
+    session, gate = await fleet.session(machine), fleet.gate(after=1)
     german = profiles.ProfilePut(locale="de-DE")
     await profiles.write(machine.database, fleet.user, german, dt.datetime.now(dt.UTC))
-    await fleet.send(machine, session, "[[emulator: tokens=3 delay_ms=100]]")
+    await fleet.send(machine, session, f"[[emulator: tokens=3 {gate}]]")
     second = await fleet.send(machine, session, "[[emulator: tokens=3]]")
     await wait_until(lambda: _speaks(fleet, machine, session))
     await slip(fleet, machine, HEALTH)
+    await gate.open()
     events = await fleet.until_end(machine, session, runs=2)
     assert "Einwilligung" in refused(events)
     assert [kind(each) for each in events].count("RUN_FINISHED") == 1, "what runs is not told of it here"

@@ -188,8 +188,9 @@ async def _over(fleet: Fleet, machine: Machine, session: UUID) -> bool:
 async def test_a_session_is_not_taken_twice_by_sweep_and_request(fleet: Fleet, database_url: str) -> None:
     """A request comes while the sweep's claim is on its way: one new epoch, one marker."""
     machine = await fleet.machine()
-    session = await fleet.session(machine)
-    turn = await fleet.send(machine, session, "[[emulator: tokens=2 ttft_ms=300]]")
+    session, gate = await fleet.session(machine), fleet.gate()
+    turn = await fleet.send(machine, session, f"[[emulator: tokens=2 {gate}]]")
+    await gate.reached()
     async with superuser(database_url) as other, superuser(database_url) as watcher:
         async with other.transaction():
             # The claim gets its session's lock and then waits here.
@@ -200,6 +201,7 @@ async def test_a_session_is_not_taken_twice_by_sweep_and_request(fleet: Fleet, d
             sending = asyncio.ensure_future(fleet.send(machine, session, "[[emulator: tokens=2]]"))
             await wait_until(lambda: _blocked(watcher, "accept_turn"))
         await sending
+        await gate.open()
         seen = await fleet.until_end(machine, session, runs=2)
     assert [kind(placed) for placed in seen].count("MESSAGES_SNAPSHOT") == 1
 
@@ -225,7 +227,7 @@ async def test_readers_of_a_superseded_process_still_follow_the_log(fleet: Fleet
         await wait_until(lambda: _waiting(follower))
         newer._notifier.alone = True
         await fleet.send(newer, session, "[[emulator: tokens=3]]")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             assert kind((await reading)[0]) == "RUN_STARTED"
 
 
@@ -261,8 +263,8 @@ async def test_a_turn_cancelled_just_before_it_begins_is_cancelled_at_once(
 ) -> None:
     """The last settle has named the next turn already; the request comes before that begins."""
     machine = await fleet.machine()
-    session = await fleet.session(machine)
-    await fleet.send(machine, session, "[[emulator: tokens=1 ttft_ms=800]]")
+    session, gate = await fleet.session(machine), fleet.gate()
+    await fleet.send(machine, session, f"[[emulator: tokens=1 {gate}]]")
     second = await fleet.send(machine, session, "[[emulator: tokens=2 ttft_ms=60000]]")
     async with superuser(database_url) as other:
         await other.execute(
@@ -271,7 +273,9 @@ async def test_a_turn_cancelled_just_before_it_begins_is_cancelled_at_once(
                CREATE TRIGGER late BEFORE UPDATE ON myhealth.turns FOR EACH ROW
                WHEN (OLD.state = 'queued' AND NEW.state = 'running') EXECUTE FUNCTION late();"""
         )
-    async with asyncio.timeout(4):
+    await gate.open()
+    # Well before the second one's model would say a word.
+    async with asyncio.timeout(30):
         seen = await fleet.until_end(machine, session, runs=2)
     assert str(second).encode() in seen[-1].event
     assert b"cancelled" in seen[-1].event
@@ -311,14 +315,15 @@ async def pausing(machine: Machine, word: str, n: int) -> AsyncGenerator[Pausing
 async def test_a_turns_end_comes_with_all_of_its_messages(fleet: Fleet) -> None:
     """The turn ends while a reader whose cursor is unknown is being brought up to date."""
     machine = await fleet.machine()
-    session = await fleet.session(machine)
-    turn = await fleet.send(machine, session, "[[emulator: tokens=3 ttft_ms=200]]")
+    session, gate = await fleet.session(machine), fleet.gate()
+    turn = await fleet.send(machine, session, f"[[emulator: tokens=3 {gate}]]")
     unknown = Cursor(machine.hub.live[session].epoch + 1, 1)
     async with pausing(machine, "read_turn", 1) as database:
         follower = Follower(machine, fleet.user, session, unknown, turn)
         async with aclosing(follower.batches()) as batches:
             reading = asyncio.ensure_future(anext(batches))
             await database.reached.wait()
+            await gate.open()
             await wait_until(lambda: _released(machine, session))
             database.go.set()
             snapshot = await reading
@@ -335,10 +340,12 @@ async def test_a_marker_whose_log_is_compacted_while_it_is_read_ends_the_stream(
 ) -> None:
     """What the marker is to close is gone; without its ENDs the reader would be told nonsense."""
     machine = await fleet.machine(commit=0.005)
-    session = await fleet.session(machine)
-    await fleet.send(machine, session, "[[emulator: tokens=20 delay_ms=10]]")
-    await wait_until(lambda: _logged_events(fleet, machine, session, 4))
+    session, gate = await fleet.session(machine), fleet.gate(after=6)
+    await fleet.send(machine, session, f"[[emulator: tokens=9 delay_ms=10 {gate}]]")
+    # A run that has begun, a text that has, and some of it.
+    await wait_until(lambda: _logged_events(fleet, machine, session, 2))
     machine._runner.lost(machine.hub.live[session])
+    await gate.open()
     await wait_until(lambda: _over(fleet, machine, session))
     await wait_until(lambda: _released(machine, session))
     async with pausing(machine, "read_log", 2) as database:

@@ -102,10 +102,12 @@ async def test_an_effect_that_refuses_leaves_nothing_and_the_model_is_told(fleet
 
 async def test_a_turn_that_waited_while_its_user_turned_out_too_young_says_so(fleet: Fleet) -> None:
     machine = await fleet.machine()
-    session = await fleet.session(machine)
-    await fleet.send(machine, session, "[[emulator: tokens=3 ttft_ms=200]]")
+    session, gate = await fleet.session(machine), fleet.gate()
+    await fleet.send(machine, session, f"[[emulator: tokens=3 {gate}]]")
+    await gate.reached()
     turn = await fleet.send(machine, session, "[[emulator: tokens=3]]")
     await birth_year(fleet, machine, dt.datetime.now(dt.UTC).year - 12)
+    await gate.open()
     events = await fleet.until_end(machine, session, runs=2)
     last = [json.loads(each.event) for each in events[-5:]]
     assert [event["type"] for event in last] == [

@@ -44,7 +44,7 @@ async def superuser(url: str) -> AsyncGenerator[asyncpg.Connection]:
 
 async def wait_until(check: Callable[[], Any]) -> None:
     """Wait for a condition that only the database or another task can tell of."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not await check():
             await asyncio.sleep(0.002)
 
@@ -78,11 +78,12 @@ class Probe:
 
 async def test_nothing_that_settles_is_told_before_it_is_settled(fleet: Fleet, database_url: str) -> None:
     machine = await fleet.machine(commit=30.0)
-    session = await fleet.session(machine)
+    session, gate = await fleet.session(machine), fleet.gate()
     seen: list[str] = []
     async with superuser(database_url) as other, aclosing(fleet.follow(machine, session)) as events:
-        await fleet.send(machine, session, "[[emulator: tokens=5 delay_ms=60]]")
+        await fleet.send(machine, session, f"[[emulator: tokens=5 delay_ms=5 {gate}]]")
         assert kind(await anext(events)) == "RUN_STARTED"
+        await gate.reached()
 
         async def collect() -> None:
             async for placed in events:
@@ -93,6 +94,7 @@ async def test_nothing_that_settles_is_told_before_it_is_settled(fleet: Fleet, d
         collecting = asyncio.create_task(collect())
         async with other.transaction():
             await other.execute("SELECT FROM myhealth.sessions WHERE id = $1 FOR UPDATE", session)
+            await gate.open()
             # Without a group commit it can only be the settle that waits.
             await wait_until(lambda: waits_for(other))
             done, _ = await asyncio.wait([collecting], timeout=0.05)
@@ -118,11 +120,13 @@ async def test_no_tool_starts_before_the_message_that_asked_is_settled(
 ) -> None:
     probe = Probe()
     machine = await fleet.machine(tools={"probe": probe})
-    session = await fleet.session(machine)
+    session, gate = await fleet.session(machine), fleet.gate()
     async with superuser(database_url) as other:
         async with other.transaction():
-            await fleet.send(machine, session, "[[emulator: tool=probe args={} tokens=2 ttft_ms=300]]")
+            await fleet.send(machine, session, f"[[emulator: tool=probe args={{}} tokens=2 {gate}]]")
+            await gate.reached()
             await other.execute("SELECT FROM myhealth.sessions WHERE id = $1 FOR UPDATE", session)
+            await gate.open()
             await wait_until(lambda: waits_for(other))
             assert probe.calls == []
         events = await fleet.until_end(machine, session)
@@ -338,7 +342,7 @@ async def test_a_late_machine_that_lost_its_lease_publishes_nothing_more(fleet: 
     one = await fleet.machine("one", lease=30.0)
     two = await fleet.machine("two", lease=30.0)
     session = await fleet.session(one)
-    await fleet.send(one, session, "[[emulator: tokens=400 delay_ms=5]]")
+    await fleet.send(one, session, "[[emulator: tokens=9000 delay_ms=5]]")
     reading = asyncio.ensure_future(_read_until_cut(fleet, one, session))
     await wait_until(lambda: _grown(fleet, two, session, 20))
     await _expire(one)
@@ -388,11 +392,12 @@ async def test_a_turn_that_keeps_bringing_its_owner_down_is_given_up(
     fleet: Fleet, database_url: str, attempts: int
 ) -> None:
     machine = await fleet.machine()
-    session = await fleet.session(machine)
-    turn = await fleet.send(machine, session, "[[emulator: tokens=3 ttft_ms=300]]")
+    session, gate = await fleet.session(machine), fleet.gate()
+    turn = await fleet.send(machine, session, f"[[emulator: tokens=3 {gate}]]")
     async with superuser(database_url) as other:
         await other.execute("UPDATE myhealth.turns SET attempts = $2 WHERE id = $1", turn, attempts - 1)
     machine._runner.lost(machine.hub.live[session])
+    await gate.open()
     machine._recovery._sweep_now.set()
     events = await fleet.until_end(machine, session)
     assert kind(events[-1]) == ("RUN_FINISHED" if attempts <= 5 else "RUN_ERROR")
@@ -424,9 +429,9 @@ async def test_a_machine_that_leaves_writes_nothing_twice(fleet: Fleet, database
     """It is told to stop while a group commit has been done and its answer has not come."""
     way, fleet._database_url = await fleet._stack.enter_async_context(way_to(database_url))
     async with superuser(database_url) as other:
-        machine = await fleet.machine(commit=0.2, lease=3.0)
+        machine = await fleet.machine(commit=0.2, lease=6.0)
         session = await fleet.session(machine)
-        await fleet.send(machine, session, "[[emulator: tokens=60 delay_ms=20]]")
+        await fleet.send(machine, session, "[[emulator: tokens=90 delay_ms=20]]")
         written = "SELECT count(*) FROM myhealth.segments WHERE session_id = $1"
         # A statement's first use on a connection takes more answers than one.
         await wait_until(lambda: _more(other, written, session, 2))

@@ -385,14 +385,16 @@ async def test_cancelling_ends_a_parked_turn(fleet: Fleet) -> None:
 async def test_a_turn_asked_to_stop_does_not_park(fleet: Fleet, database_url: str) -> None:
     """The request reaches the database, and not the owner, before the turn comes to its call."""
     machine = await fleet.machine()
-    session = await fleet.session(machine, [READ])
-    turn = await fleet.send(machine, session, "[[emulator: tool=read_heart args={} tokens=2 ttft_ms=200]]")
+    session, gate = await fleet.session(machine, [READ]), fleet.gate()
+    turn = await fleet.send(machine, session, f"[[emulator: tool=read_heart args={{}} tokens=2 {gate}]]")
+    await gate.reached()
     async with superuser(database_url) as other:
         await other.execute(
             "UPDATE myhealth.turns SET cancel_requested = true WHERE session_id = $1 AND id = $2",
             session,
             turn,
         )
+    await gate.open()
     events = await fleet.until_end(machine, session)
     assert msgspec.json.decode(events[-1].event)["outcome"]["type"] == "cancelled"
     assert "CUSTOM" not in map(kind, events)
@@ -400,9 +402,10 @@ async def test_a_turn_asked_to_stop_does_not_park(fleet: Fleet, database_url: st
 
 async def test_what_was_queued_before_the_call_waits_with_it(fleet: Fleet) -> None:
     machine = await fleet.machine()
-    session = await fleet.session(machine, [READ])
-    turn = await fleet.send(machine, session, "[[emulator: tool=read_heart args={} tokens=2 ttft_ms=200]]")
+    session, gate = await fleet.session(machine, [READ]), fleet.gate()
+    turn = await fleet.send(machine, session, f"[[emulator: tool=read_heart args={{}} tokens=2 {gate}]]")
     await fleet.send(machine, session, "[[emulator: tokens=1]]")
+    await gate.open()
     call = await waiting(fleet, machine, session)
     await machine._recovery.sweep()
     assert machine.hub.live == {}, "what is queued behind a parked turn is no work yet"

@@ -51,6 +51,11 @@ async def clear_faults(request: web.Request) -> web.Response:
     return web.Response(status=204)
 
 
+async def show_gate(request: web.Request) -> web.Response:
+    """Say how many answers wait at a gate."""
+    return reply({"waiting": request.app[STATE].gates.waiting(request.match_info["name"])})
+
+
 async def open_gate(request: web.Request) -> web.Response:
     """Let the answers go on that wait at a gate, and whoever comes to it later."""
     return reply({"waited": request.app[STATE].gates.open(request.match_info["name"])})
@@ -96,6 +101,7 @@ ROUTES = (
     web.post("/_emulator/faults", add_fault),
     web.get("/_emulator/faults", list_faults),
     web.delete("/_emulator/faults", clear_faults),
+    web.get("/_emulator/gates/{name}", show_gate),
     web.post("/_emulator/gates/{name}", open_gate),
     web.get("/_emulator/requests", requests),
     web.get("/_emulator/stats", stats),

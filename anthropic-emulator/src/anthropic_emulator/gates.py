@@ -14,6 +14,10 @@ class Gates:
         """Say whether whoever comes may pass."""
         return name in self._open
 
+    def waiting(self, name: str) -> int:
+        """Return how many answers wait at it."""
+        return len(self._waiting.get(name, []))
+
     def wait(self, name: str, opened: Callable[[], None]) -> None:
         """Call `opened` once, when the gate is opened."""
         self._waiting.setdefault(name, []).append(opened)
