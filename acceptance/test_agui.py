@@ -62,8 +62,9 @@ async def test_http_agent_is_told_of_a_failed_run(site: Site, pair: Pair) -> Non
 
 async def test_http_agent_completes_a_turn_whose_owner_is_killed(site: Site, as_user: AsUser) -> None:
     thread, run = str(uuid4()), str(uuid4())
-    # Long enough for the second agent to join in the middle.
-    content = RICH.replace("tokens=14", "tokens=90").replace("]]", " delay_ms=20]]")
+    # The first answer hangs in mid-text, however long the second agent takes to join; the next does not.
+    hangs = f' id="{uuid4().hex}" fault="stall;after=9" fault_step=2 fault_times=1]]'
+    content = RICH.replace("]]", hangs)
     with site.server() as a, site.server() as b:
         await as_user(a).consent()
         async with node.script(request(site, a, content, thread, run)) as first:

@@ -204,7 +204,8 @@ async def test_a_parked_turn_of_a_user_who_withdrew_ends_and_takes_no_answer(
 async def test_who_takes_over_a_turn_of_a_user_who_withdrew_ends_it(
     site: Site, as_user: AsUser, model: Model
 ) -> None:
-    with site.server(LEASE_SECONDS="1") as a, site.server(LEASE_SECONDS="1") as b:
+    # The other takes over a lease time after the kill; the consent has to be withdrawn by then.
+    with site.server(LEASE_SECONDS="2") as a, site.server(LEASE_SECONDS="2") as b:
         owner, other = as_user(a, "heir"), as_user(b, "heir")
         session = await owner.new_session()
         turn = await owner.begin(session, LONG)

@@ -74,8 +74,11 @@ async def test_cut_after_k_events_of_a_running_turn_and_resumed_on_the_other_ser
 
     async def one(k: int) -> None:
         session = await a.new_session()
-        before = await take(a.answer(session, RICH.replace("]]", " delay_ms=8]]")), k)
-        rest = await take(b.follow(TRANSPORTS[k % 2], session, before[-1].cursor), ended)
+        # On a busy machine deltas come together: there may be fewer events than k.
+        content = RICH.replace("]]", " delay_ms=8]]")
+        before = await take(a.answer(session, content), lambda events: len(events) == k or ended(events))
+        there = ended(before)
+        rest = [] if there else await take(b.follow(TRANSPORTS[k % 2], session, before[-1].cursor), ended)
         whole = await a.log(session)
         assert before + rest == whole
         verify(whole)

@@ -10,6 +10,8 @@ import pytest
 
 from .client import Client, Received, ended, ends, say, seen, take
 from .conftest import AsUser, Pair
+from .gate import Gate
+from .stack import Site
 from .verifier import fold, verify
 
 SLOW = say("Slow", thinking=0, tokens=400, delay_ms=25)
@@ -44,14 +46,15 @@ async def _still_works(client: Client, session: str) -> None:
     verify(events)
 
 
-async def test_enqueue_keeps_the_order_of_both_servers(pair: Pair, as_user: AsUser) -> None:
+async def test_enqueue_keeps_the_order_of_both_servers(site: Site, pair: Pair, as_user: AsUser) -> None:
     a, b = as_user(pair.a), as_user(pair.b)
-    session = await a.new_session()
-    sent = [(await a.begin(session, say(tokens=30, delay_ms=10)))["id"]]
+    session, gate = await a.new_session(), Gate(site)
+    sent = [(await a.begin(session, say(tokens=30, **gate.keys)))["id"]]
     for client in (b, a, b, a):
         turn = await client.begin(session, say(tokens=1))
         assert turn["state"] == "queued"
         sent.append(turn["id"])
+    await gate.open()
     log = await take(b.sse(session), ends(len(sent)))
     assert runs(log) == [(turn, "success") for turn in sent]
     verify(log)
@@ -76,20 +79,21 @@ async def test_reject_is_a_409_and_leaves_nothing(pair: Pair, as_user: AsUser) -
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 async def test_interrupt_stops_the_running_turn_keeps_its_text_and_acts_once(
-    pair: Pair, as_user: AsUser, *, elsewhere: bool
+    site: Site, pair: Pair, as_user: AsUser, *, elsewhere: bool
 ) -> None:
     a = as_user(pair.a)
     other = as_user(pair.b) if elsewhere else a
-    session, urgent = await a.new_session(), str(uuid4())
+    session, urgent, gate = await a.new_session(), str(uuid4()), Gate(site, after=3)
     first = await a.begin(session, SLOW)
     await take(a.sse(session), seen("TEXT_MESSAGE_CONTENT", 3))
-    content = say("Stop", thinking=0, tokens=60, delay_ms=15)
+    content = say("Stop", thinking=0, tokens=9, **gate.keys)
     assert (await other.put_turn(session, content, turn=urgent, on_busy="interrupt"))[0] == 202
     await take(other.sse(session), seen("RUN_STARTED", 2))
     # Sent again while it runs itself: it does not stop itself.
     for client in (a, other):
         status, body = await client.put_turn(session, content, turn=urgent, on_busy="interrupt")
         assert (status, body["state"]) == (200, "running")
+    await gate.open()
     log = await take(other.sse(session), ends(2))
     assert runs(log) == [(first["id"], "cancelled"), (urgent, "success")]
     kept = next(m for m in await a.messages(session) if m["role"] == "assistant")
@@ -144,13 +148,14 @@ async def test_cancel_at_any_moment_leaves_a_history_the_provider_accepts(
     await _still_works(b, session)
 
 
-async def test_cancel_in_the_queue_and_after_the_end(pair: Pair, as_user: AsUser) -> None:
+async def test_cancel_in_the_queue_and_after_the_end(site: Site, pair: Pair, as_user: AsUser) -> None:
     a, b = as_user(pair.a), as_user(pair.b)
-    session = await a.new_session()
-    first = await a.begin(session, say(tokens=40, delay_ms=10))
+    session, gate = await a.new_session(), Gate(site)
+    first = await a.begin(session, say(tokens=40, **gate.keys))
     second = await a.begin(session, say("never said", tokens=2))
     third = await a.begin(session, say(tokens=2))
     assert (await b.cancel(session, second["id"]))["state"] == "queued"
+    await gate.open()
     log = await take(a.sse(session), ends(3))
     assert runs(log) == [(first["id"], "success"), (second["id"], "cancelled"), (third["id"], "success")]
     # Too late is no error and changes nothing.
