@@ -29,6 +29,8 @@ from .emulator import emulator
 from .web.serving import headers_for, settings_for
 
 PATIENCE = 30
+ASKED = "1"
+"""IDLE_SECONDS where the test has to ask before the server sleeps: a busy machine takes its time."""
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +159,7 @@ async def test_health_checks_and_strangers_keep_nobody_awake(server: Process) ->
 
 
 async def test_a_turn_that_nobody_watches_is_finished_first(server: Process, database_url: str) -> None:
-    server._env["DRAIN_SECONDS"] = "0.2"  # nor is it the drain that finishes it
+    server._env.update(DRAIN_SECONDS="0.2", IDLE_SECONDS=ASKED)  # nor is it the drain that finishes it
     await server.start()
     async with server.client() as http:
         session, turn = await _begin(http, "[[emulator: tokens=40 delay_ms=50]]")
@@ -171,6 +173,7 @@ async def test_a_turn_that_nobody_watches_is_finished_first(server: Process, dat
 
 
 async def test_a_reader_keeps_the_server_awake(server: Process) -> None:
+    server._env["IDLE_SECONDS"] = ASKED
     await server.start()
     async with server.client() as http:
         session, turn = await _begin(http, "[[emulator: tokens=1]]")
@@ -188,6 +191,7 @@ async def test_a_reader_keeps_the_server_awake(server: Process) -> None:
 async def test_work_that_an_owner_who_is_gone_has_left_keeps_the_server_awake(
     server: Process, database_url: str
 ) -> None:
+    server._env["IDLE_SECONDS"] = ASKED
     await server.start()
     async with server.client() as http:
         session, turn = await _begin(http, "[[emulator: tokens=60 delay_ms=20]]")
@@ -258,7 +262,7 @@ async def machines_api(server: Process, *, grant: bool, at_once: bool = False) -
 
 
 async def test_a_suspended_server_wakes_with_living_connections(server: Process, database_url: str) -> None:
-    server._env["SLEEP"] = "suspend"
+    server._env.update(SLEEP="suspend", IDLE_SECONDS=ASKED)
     await server.start()
     async with machines_api(server, grant=True) as asked:
         await server.told("falling_asleep")
@@ -298,7 +302,7 @@ async def test_a_server_that_is_frozen_before_it_has_read_the_answer_wakes_as_we
 async def test_a_turn_sent_between_the_grant_and_the_freeze_is_not_left_half_done(
     server: Process, database_url: str
 ) -> None:
-    server._env["SLEEP"] = "suspend"
+    server._env.update(SLEEP="suspend", IDLE_SECONDS=ASKED)
     await server.start()
     async with server.client() as http:
         # Its token is known, so that only the suspend can hold it up.

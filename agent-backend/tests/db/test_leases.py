@@ -147,7 +147,7 @@ async def test_a_dead_epoch_releases_nothing(one: Owner, two: Owner, user: UUID,
 async def _blocked(database_url: str, pid: int) -> bool:
     watcher = await _superuser(database_url)
     try:
-        for _ in range(500):
+        for _ in range(5000):
             if await watcher.fetchval("SELECT cardinality(pg_blocking_pids($1)) > 0", pid):
                 return True
             await asyncio.sleep(0.002)

@@ -50,12 +50,12 @@ class Provider:
 
     async def wait_until_no_streams(self) -> None:
         """Return when every answer has ended, or the client has left it."""
-        async with self.changed, asyncio.timeout(5):
+        async with self.changed, asyncio.timeout(20):
             await self.changed.wait_for(lambda: self.open_streams == 0)
 
     async def wait_until_streams(self, count: int) -> None:
         """Return when `count` answers are under way."""
-        async with self.changed, asyncio.timeout(5):
+        async with self.changed, asyncio.timeout(20):
             await self.changed.wait_for(lambda: self.open_streams == count)
 
     async def on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -182,7 +182,7 @@ async def test_what_is_no_http_is_a_problem_too(first: bytes, status: int, conne
 async def test_a_head_that_does_not_come_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, connect: Connect
 ) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.05)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
     assert await (await connect(b"GET /slow HTTP/1.1\r\nX: a")).problem() == 408
     assert await (await connect(b"")).rest() == b""
     assert await (await connect(b"\r\n")).rest() == b""
@@ -191,11 +191,10 @@ async def test_a_head_that_does_not_come_is_not_waited_for(
 async def test_a_request_that_is_served_has_all_the_time(
     monkeypatch: pytest.MonkeyPatch, connect: Connect
 ) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.05)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
     served = await connect(b"GET /slow HTTP/1.1\r\n")
     served.writer.write(b"\r\n")
-    for _ in range(3):
-        assert await (await connect(b"")).rest() == b""  # one that came later is gone
+    assert await (await connect(b"")).rest() == b""  # one that came later is gone
     assert not served.reader.at_eof()
 
 

@@ -49,10 +49,10 @@ class Running(NamedTuple):
 
 @pytest.fixture
 async def running(tmp_path: Path, database_url: str, database: Database) -> AsyncGenerator[Running]:
-    """Serve a machine whose model is given up after 300 ms of silence."""
+    """Serve a machine whose model is given up after a second of silence."""
     settings = settings_for(tmp_path, database_url)
     with emulator() as model:
-        engine = MessagesEngine(model, "sk-test", timeouts=Timeouts(first_event=30, idle=0.3))
+        engine = MessagesEngine(model, "sk-test", timeouts=Timeouts(first_event=30, idle=1.0))
         agents = load_agents(settings.agents_dir, {}, {"messages": engine}, models())
         machine = Machine(
             database,
