@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -31,6 +32,11 @@ from .web.serving import headers_for, settings_for
 PATIENCE = 30
 ASKED = "1"
 """IDLE_SECONDS where the test has to ask before the server sleeps: a busy machine takes its time."""
+
+FREEZE_SECONDS = 1.0
+"""How long a server is frozen that is to notice it."""
+UNNOTICED_SECONDS = 10.0
+"""After so long a server that has noticed nothing goes on."""
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +278,7 @@ async def test_a_suspended_server_wakes_with_living_connections(server: Process,
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'agent-backend'"
         )
         await connection.close()
+        await asyncio.sleep(FREEZE_SECONDS)
         server.process.send_signal(signal.SIGCONT)
         async with server.client() as http:
             session, turn = await _begin(http, "[[emulator: tokens=3]]")
@@ -292,9 +299,12 @@ async def test_a_server_that_is_frozen_before_it_has_read_the_answer_wakes_as_we
     async with machines_api(server, grant=True, at_once=True), aiohttp.ClientSession(server.url) as http:
         await server.told("falling_asleep")
         await _frozen(server.process.pid)
-        await asyncio.sleep(1)  # how long it is frozen, which it is to notice
+        await asyncio.sleep(FREEZE_SECONDS)
         server.process.send_signal(signal.SIGCONT)
+        thawed = time.monotonic()
         await server.told("awake")
+        # Who woke it waits until then; a freeze before its first look at the clocks is noticed, too.
+        assert time.monotonic() - thawed < UNNOTICED_SECONDS / 2
         async with http.get("/readyz") as response:
             assert response.status == 200
 

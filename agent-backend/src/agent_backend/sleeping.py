@@ -161,6 +161,8 @@ class Sleeper:
     async def _stand_still(self) -> None:
         """Wait until we have been frozen and thawed, or for so long that we will not be."""
         clocks, before = Clocks(10 * _LOOK_SECONDS), time.monotonic()
+        # Told now, or a freeze before the first look would not be noticed, and who woke us would wait it out.
+        clocks.tick(before, time.time(), 0.0)
         while time.monotonic() - before < _FROZEN_SECONDS:
             await asyncio.sleep(_LOOK_SECONDS)
             if clocks.tick(time.monotonic(), time.time(), _LOOK_SECONDS):
