@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
-import socket
 import subprocess
 import sys
 from collections.abc import Generator
@@ -15,18 +13,6 @@ from typing import Any, NamedTuple
 import aiohttp
 
 _PASSWORD = "acceptance only"
-
-
-def apart_port() -> int:
-    """Return a free port below those the kernel hands out, so that `stack.free_port` never returns it too."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 class Issuer(NamedTuple):

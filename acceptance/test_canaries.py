@@ -24,7 +24,8 @@ from . import isolation
 from .client import PATIENCE, Client, ended, say, seen, take
 from .ingest import Ingest, ingest
 from .isolation import HEART
-from .stack import Backend, OwnPostgres, Site, emulator, free_port, own_postgres, with_database
+from .ports import free_port
+from .stack import Backend, OwnPostgres, Site, emulator, own_postgres, with_database
 
 A, B = str(uuid4()), str(uuid4())
 

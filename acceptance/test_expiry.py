@@ -17,7 +17,8 @@ import pytest
 
 from .client import PATIENCE, Client, ended, say, take
 from .gate import Gate
-from .issuer import Issuer, apart_port, issuer
+from .issuer import Issuer, issuer
+from .ports import free_port
 from .stack import Backend, Site
 
 SOON = 3.0
@@ -32,7 +33,7 @@ def supabase() -> Generator[Issuer]:
 
 @pytest.fixture(scope="module")
 def metrics_port() -> int:
-    return apart_port()
+    return free_port()
 
 
 @pytest.fixture(scope="module")

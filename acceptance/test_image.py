@@ -21,7 +21,8 @@ import aiohttp
 import pytest
 
 from .client import Client, say, take
-from .stack import Site, free_port
+from .ports import free_port
+from .stack import Site
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = re.findall(r"^ARG PYTHON=(\S+)$", (ROOT / "agent-backend/Dockerfile").read_text(), re.MULTILINE)[0]

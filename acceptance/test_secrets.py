@@ -15,8 +15,8 @@ import jwt
 import pytest
 
 from .client import Client, ended, say, take
-from .issuer import apart_port
-from .stack import START_SECONDS, Site, free_port
+from .ports import free_port
+from .stack import START_SECONDS, Site
 
 PLANTED = {
     "DATABASE_URL": f"dbpass{uuid4().hex}",
@@ -109,7 +109,7 @@ def test_commands_that_succeed_and_fail_show_no_secret(planted: dict[str, str], 
 async def test_a_server_whose_issuer_and_model_refuse_it_shows_no_secret(
     planted: dict[str, str], site: Site
 ) -> None:
-    metrics = apart_port()
+    metrics = free_port()
     issuer = "http://127.0.0.1:1/auth/v1"
     env = {
         **planted,

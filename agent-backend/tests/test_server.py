@@ -18,6 +18,7 @@ from agent_backend.listening import listen
 from agent_backend.server import Server, config
 from agent_backend.settings import Settings
 
+from .ports import free_port
 from .web.serving import settings_for
 
 PROBE = """
@@ -71,13 +72,8 @@ def env(tmp_path: Path, database_url: str) -> dict[str, str]:
         "AGENTS_DIR": str(settings.agents_dir),
         "DEV_KEY_DIR": str(settings.dev_key_dir),
         "METRICS_PORT": "0",
-        "PORT": str(_free_port()),
+        "PORT": str(free_port()),
     }
-
-
-def _free_port() -> int:
-    with listen("127.0.0.1", 0, "PORT") as probe:
-        return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize("more", [{}, {"SENTRY_DSN": "http://0123abcd@127.0.0.1:1/7"}])

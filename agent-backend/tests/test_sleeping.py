@@ -27,6 +27,7 @@ from agent_backend.settings import Settings
 
 from .consenting import give_consents
 from .emulator import emulator
+from .ports import free_port
 from .web.serving import headers_for, settings_for
 
 PATIENCE = 30
@@ -106,7 +107,7 @@ class Process:
 
 @pytest.fixture
 async def server(
-    tmp_path: Path, database_url: str, database: Database, model: str, unused_tcp_port: int
+    tmp_path: Path, database_url: str, database: Database, model: str
 ) -> AsyncGenerator[Process]:
     await give_consents(database, user_id("alice"), consents.load())
     settings = settings_for(tmp_path, database_url)
@@ -115,7 +116,7 @@ async def server(
         "AGENTS_DIR": str(settings.agents_dir),
         "DEV_KEY_DIR": str(settings.dev_key_dir),
         "METRICS_PORT": "0",
-        "PORT": str(unused_tcp_port),
+        "PORT": str(free_port()),
         "MACHINE_ID": "m1",
         "ANTHROPIC_BASE_URL": model,
         "ANTHROPIC_API_KEY": "sk-test",

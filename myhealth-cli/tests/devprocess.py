@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,14 +17,9 @@ import psutil
 from myhealth_cli.machine import Address, Machine
 from myhealth_cli.tokens import Issuer, SignedIn
 
+from .ports import free_port
+
 PATIENCE_S = 60
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -32,7 +32,8 @@ from myhealth_cli.tokens import GivenToken, TokenError
 from myhealth_cli.transcript import Transcript, blocks_of
 from myhealth_cli.turn import show
 
-from .devprocess import PATIENCE_S, Dev, environment, free_port
+from .devprocess import PATIENCE_S, Dev, environment
+from .ports import free_port
 
 QUESTION = "How many steps did I walk in the last 14 days?"
 SLOWLY = f"{QUESTION} [[emulator: delay_ms=50]]"

@@ -27,7 +27,8 @@ from myhealth_cli.script import QUESTIONS
 from myhealth_cli.transcript import Transcript
 from myhealth_cli.turn import show
 
-from .devprocess import PATIENCE_S, Dev, dev, free_port, gone, myhealth, until
+from .devprocess import PATIENCE_S, Dev, dev, gone, myhealth, until
+from .ports import free_port
 
 
 def results(output: str) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ import pytest
 
 from myhealth_cli.apple_health.generate import generate_export
 
-from .devprocess import PATIENCE_S, Dev, free_port, myhealth
+from .devprocess import PATIENCE_S, Dev, myhealth
+from .ports import free_port
 
 
 @pytest.fixture(scope="module")

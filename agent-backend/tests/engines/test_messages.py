@@ -18,6 +18,7 @@ from agent_backend.engines.base import Delta, HistoryMessage, StepRequest
 from agent_backend.engines.limits import RetryPolicy, Timeouts
 from agent_backend.engines.messages import MessagesEngine
 
+from ..ports import free_port
 from .conformance import (
     SLEEP,
     Behaviour,
@@ -389,8 +390,8 @@ async def test_a_429_that_names_no_bearable_wait_is_not_waited_for(
     assert len(server.received) == 1
 
 
-async def test_nobody_there(engine_of: Callable[..., MessagesEngine], unused_tcp_port: int) -> None:
-    engine = engine_of(f"http://127.0.0.1:{unused_tcp_port}")
+async def test_nobody_there(engine_of: Callable[..., MessagesEngine]) -> None:
+    engine = engine_of(f"http://127.0.0.1:{free_port()}")
     _, error = await collect_until_error(engine, step_request("x"))
     assert (error.code, error.retryable, error.started) == ("provider_unreachable", True, False)
 

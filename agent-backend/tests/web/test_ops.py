@@ -11,10 +11,7 @@ from agent_backend.listening import listen
 from agent_backend.telemetry import metrics
 from agent_backend.web import ops
 
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
+from ..ports import free_port
 
 
 async def test_metrics_are_served_and_nothing_else() -> None:
