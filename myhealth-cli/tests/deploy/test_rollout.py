@@ -49,7 +49,7 @@ async def test_a_release_that_breaks_the_tool_itself_is_taken_back(tmp_path: Pat
     # It is ready, and what it says of itself is nested so deep that our reader gives up in its own way.
     async with answering(b'{"a":' * 100_000) as url, MachinesApi(scripted.fly, url) as api:
         wanted = plan.deploy(STAGING, app(machine(1, A, good=(A,))), B, build=None, bake=0, url=url)
-        rollout = Rollout(scripted.fly, folder=tmp_path, api=api, patiences=Patiences(ready_s=1))
+        rollout = Rollout(scripted.fly, folder=tmp_path, api=api, patiences=Patiences(ready_s=10))
         outcome = await rollout.run(wanted)
     assert not outcome.ok
     assert "RecursionError" in outcome.error
