@@ -122,7 +122,8 @@ async def test_a_sentry_that_cannot_be_reached_costs_nothing(
             began = time.monotonic()
             assert await asyncio.to_thread(backend.terminate) == 0
             stopped = time.monotonic() - began
-    assert sorted(took)[len(took) // 2] < 0.1
+    # Nobody waits for it: that would be seconds.
+    assert sorted(took)[len(took) // 2] < 0.5
     assert stopped < 5
     assert {line["action"] for line in backend.errors()} == {"request_failed"}
 

@@ -195,7 +195,7 @@ async def test_who_reads_slowly_is_not(tmp_path: Path, monkeypatch: pytest.Monke
         async with asyncio.timeout(PATIENCE):
             while piece := await wire.reader.read(READ):
                 received += len(piece)
-                await asyncio.sleep(0.01)  # an uplink of its own
+                await asyncio.sleep(0.015)  # an uplink of its own
         assert received > 20_000_000
         assert asyncio.get_running_loop().time() - began > 2 * 0.4
 
