@@ -47,11 +47,6 @@ def cut(machine: Machine) -> None:
             holder._con.terminate()
 
 
-async def _told(machine: Machine, session: UUID) -> bool:
-    live = machine.hub.live.get(session)
-    return live is not None and len(live.pending) > 0
-
-
 STATEMENTS = pytest.mark.parametrize("statement", ["append_segments", "settle"])
 
 
@@ -88,11 +83,10 @@ async def test_a_database_that_takes_no_connections_yet_is_waited_for(
     """A restart of Postgres cuts what runs and then refuses for a while: no refusal of what was asked."""
     async with login(fleet, database_url) as role, superuser(database_url) as other:
         machine = await fleet.machine(commit=0.005 if statement == "append_segments" else 30.0)
-        session = await fleet.session(machine)
+        session, gate = await fleet.session(machine), fleet.gate()
         reading = asyncio.ensure_future(fleet.until_end(machine, session))
-        await fleet.send(machine, session, "[[emulator: tokens=200 delay_ms=5]]")
-        await wait_until(lambda: _told(machine, session))
-        async with held_up(database_url, session):
+        await fleet.send(machine, session, f"[[emulator: tokens=20 delay_ms=5 {gate}]]")
+        async with held_up(database_url, session, gate):
             await other.execute(f"ALTER ROLE {role} CONNECTION LIMIT 0")
             cut(machine)
         await wait_until(lambda: _logged(capsys, "TooManyConnectionsError"))
@@ -115,12 +109,11 @@ async def test_a_settle_refused_after_an_unknown_outcome_proves_nothing(
     """Attempt one was committed, its answer lost; attempt two is refused. Its numbers are used up."""
     async with login(fleet, database_url) as role, superuser(database_url) as other:
         machine = await fleet.machine(commit=30.0)
-        session = await fleet.session(machine)
+        session, gate = await fleet.session(machine), fleet.gate()
         told: list[Placed] = []
         reading = asyncio.ensure_future(_collect(fleet, machine, session, told))
-        turn = await fleet.send(machine, session, "[[emulator: tokens=200 delay_ms=10]]")
-        await wait_until(lambda: _told(machine, session))
-        async with held_up(database_url, session):
+        turn = await fleet.send(machine, session, f"[[emulator: tokens=60 delay_ms=10 {gate}]]")
+        async with held_up(database_url, session, gate):
             await other.execute(f"ALTER ROLE {role} NOLOGIN")
             cut(machine)
         await wait_until(lambda: _logged(capsys, "InvalidAuthorizationSpecificationError"))
@@ -148,9 +141,8 @@ async def test_a_commit_refused_after_an_unknown_outcome_leaves_no_overlap(
 ) -> None:
     """Attempt one is in the log, its answer lost; attempt two cannot have the row. Its bounds are used up."""
     machine = await fleet.machine(commit=0.005)
-    session = await fleet.session(machine)
-    await fleet.send(machine, session, "[[emulator: tokens=300 delay_ms=5]]")
-    await wait_until(lambda: _told(machine, session))
+    session, gate = await fleet.session(machine), fleet.gate()
+    await fleet.send(machine, session, f"[[emulator: tokens=100 delay_ms=5 {gate}]]")
     async with superuser(database_url) as other:
         await other.execute(
             f"""CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
@@ -164,7 +156,7 @@ async def test_a_commit_refused_after_an_unknown_outcome_leaves_no_overlap(
                 CREATE TRIGGER refuse BEFORE INSERT ON myhealth.segments FOR EACH ROW
                 WHEN (NEW.session_id = '{session}' AND NEW.through IS NULL) EXECUTE FUNCTION refuse();"""
         )
-        async with held_up(database_url, session):
+        async with held_up(database_url, session, gate):
             cut(machine)
         await wait_until(lambda: _over(fleet, machine, session))
         rows = await other.fetch(

@@ -24,6 +24,7 @@ from agent_backend.turns.fanout import LiveSession
 from agent_backend.turns.machine import Machine
 from agent_backend.web.stream import CutOff
 
+from ..gate import Gate
 from .conftest import Fleet, kind
 from .withheld import way_to
 
@@ -207,13 +208,15 @@ async def test_one_refused_event_harms_one_session(fleet: Fleet, database_url: s
 
 
 @asynccontextmanager
-async def held_up(url: str, session: UUID) -> AsyncGenerator[None]:
-    """Hold a session's row, and begin once a statement waits for it.
+async def held_up(url: str, session: UUID, gate: Gate) -> AsyncGenerator[None]:
+    """Hold a session's row while its answer waits at the gate, open that, and begin once a statement waits.
 
-    A turn that is over by then waits for nothing: what is held up has to stream for some seconds.
+    Held before, what waits is the call's reservation; held without a gate, the turn may be over already.
     """
+    await gate.reached()
     async with superuser(url) as other, other.transaction():
         await other.execute("SELECT FROM myhealth.sessions WHERE id = $1 FOR UPDATE", session)
+        await gate.open()
         await wait_until(lambda: waits_for(other))
         yield
 
@@ -221,10 +224,10 @@ async def held_up(url: str, session: UUID) -> AsyncGenerator[None]:
 async def test_a_commit_whose_answer_is_lost_doubles_nothing(fleet: Fleet, database_url: str) -> None:
     """The statement goes on in Postgres while its client reconnects and repeats it with the same bounds."""
     machine = await fleet.machine(commit=0.005)
-    session = await fleet.session(machine)
+    session, gate = await fleet.session(machine), fleet.gate()
     reading = asyncio.ensure_future(fleet.until_end(machine, session))
-    await fleet.send(machine, session, "[[emulator: tokens=400 delay_ms=5]]")
-    async with held_up(database_url, session):
+    await fleet.send(machine, session, f"[[emulator: tokens=300 delay_ms=5 {gate}]]")
+    async with held_up(database_url, session, gate):
         # What is pending has outgrown what is in flight: bounds that did not freeze would differ.
         cut = len(machine.hub.live[session].pending) + 5
         await wait_until(lambda: _pending(machine, session, cut))
@@ -242,10 +245,10 @@ async def test_a_settle_waits_for_the_group_commit_in_flight(
     fleet: Fleet, database_url: str, delay_ms: int
 ) -> None:
     machine = await fleet.machine(commit=0.005)
-    session = await fleet.session(machine)
+    session, gate = await fleet.session(machine), fleet.gate()
     reading = asyncio.ensure_future(fleet.until_end(machine, session))
-    await fleet.send(machine, session, f"[[emulator: tokens={1500 // delay_ms} delay_ms={delay_ms}]]")
-    async with held_up(database_url, session):
+    await fleet.send(machine, session, f"[[emulator: tokens={1000 // delay_ms} delay_ms={delay_ms} {gate}]]")
+    async with held_up(database_url, session, gate):
         live = machine.hub.live[session]
         await wait_until(lambda: _settling(machine, live))
     seen = await reading

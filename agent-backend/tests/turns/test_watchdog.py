@@ -87,9 +87,9 @@ async def test_a_thaw_under_a_group_commit_writes_nothing_twice(
 ) -> None:
     """The pool is dropped while the statement waits in Postgres, which then carries it out."""
     machine = await fleet.machine(commit=0.005)
-    session = await fleet.session(machine)
-    turn = await fleet.send(machine, session, "[[emulator: tokens=300 delay_ms=5]]")
-    async with held_up(database_url, session):
+    session, gate = await fleet.session(machine), fleet.gate()
+    turn = await fleet.send(machine, session, f"[[emulator: tokens=100 delay_ms=5 {gate}]]")
+    async with held_up(database_url, session, gate):
         machine.database.renew()
     await ended(fleet, machine, session, turn)
     async with superuser(database_url) as other:
