@@ -47,6 +47,13 @@ def _anywhere(slots: list[Slot], rng: random.Random) -> Callable[[], str | None]
     return lambda: own.choice(slots).url
 
 
+async def _enough(clients: list[Phone]) -> None:
+    """Wait until so much was said that it shows something: on a busy machine, faults may be over before."""
+    async with asyncio.timeout(120):
+        while sum(len(each.accepted) for each in clients) <= FAULTS or not any(c.answered for c in clients):
+            await asyncio.sleep(0.05)
+
+
 async def _run(site: Site, seed: int) -> None:
     rng = random.Random(seed)
     slots = [Slot(site, "one"), Slot(site, "two")]
@@ -58,7 +65,8 @@ async def _run(site: Site, seed: int) -> None:
     try:
         await asyncio.gather(*(slot.start() for slot in slots))
         injectors = [Injector(slot, random.Random(rng.random()), site.database_url) for slot in slots]
-        await weather(clients, asyncio.gather(*(each.run(FAULTS // len(slots)) for each in injectors)))
+        harm = (each.run(FAULTS // len(slots)) for each in injectors)
+        await weather(clients, asyncio.gather(_enough(clients), *harm))
         faults = sum((injector.done for injector in injectors), Counter[str]())
         async with reader.acquire() as connection:
             await audit(connection, {turn for client in clients for turn in client.accepted})
@@ -80,5 +88,5 @@ async def _run(site: Site, seed: int) -> None:
     print(f"seed {seed}: {dict(faults)}, {turns} turns, {sum(c.reconnects for c in clients)} reconnects")
     print(f"{waits} calls waited for a device, {answers} were answered in time")
     assert faults.total() == FAULTS
-    assert turns > FAULTS // 2
+    assert turns > FAULTS
     assert answers > 0
