@@ -14,7 +14,7 @@ from agent_backend import __version__
 from agent_backend.errors import SettingsError
 from agent_backend.settings import VARIABLES, Secret, Settings, SettingsErrors, inspect, read
 
-MINIMAL = {"DATABASE_URL": "postgresql://user:hunter2@db.example/app?sslmode=require"}
+MINIMAL = {"DATABASE_URL": "postgresql://user:hunter2@db.example/app?sslmode=verify-full"}
 PRODUCTION = {
     **MINIMAL,
     "ENVIRONMENT": "production",
@@ -181,28 +181,28 @@ REFUSED = [
     ("SUPABASE_SERVICE_KEY", legacy(exp=1), "expired", "secret key"),
     ("SUPABASE_SERVICE_KEY", legacy(ref="other"), "another project", "same project"),
     ("SUPABASE_SERVICE_KEY", "a.b.c", "neither", "secret key"),
-    ("DATABASE_URL", f"{POOLER}:6543/postgres?sslmode=require", "transaction pooler", "5432"),
+    ("DATABASE_URL", f"{POOLER}:6543/postgres?sslmode=verify-full", "transaction pooler", "5432"),
     (
         "DATABASE_URL",
-        "postgresql://a:hunter2@db.ref.supabase.co:6543/postgres?sslmode=require",
+        "postgresql://a:hunter2@db.ref.supabase.co:6543/postgres?sslmode=verify-full",
         "LISTEN",
         "5432",
     ),
     (
         "DATABASE_URL",
-        POOLER.replace("agent.ref", "agent") + ":5432/postgres?sslmode=require",
+        POOLER.replace("agent.ref", "agent") + ":5432/postgres?sslmode=verify-full",
         "no project",
         "ROLE.REF",
     ),
     (
         "DATABASE_URL",
-        POOLER.replace("agent.ref", "agent.other") + ":5432/postgres?sslmode=require",
+        POOLER.replace("agent.ref", "agent.other") + ":5432/postgres?sslmode=verify-full",
         "another project",
         "same",
     ),
     (
         "DATABASE_URL",
-        "postgresql://a:hunter2@db.other.supabase.co:5432/postgres?sslmode=require",
+        "postgresql://a:hunter2@db.other.supabase.co:5432/postgres?sslmode=verify-full",
         "another project",
         "same",
     ),
@@ -250,16 +250,21 @@ def test_a_wrong_credential_is_named_for_what_it_is(name: str, value: str, probl
     [
         ("SUPABASE_SERVICE_KEY", "sb_secret_hunter2hunter2", None),
         ("SUPABASE_SERVICE_KEY", legacy(), "legacy key"),
-        ("DATABASE_URL", f"{POOLER}:5432/postgres?sslmode=require", None),
+        ("DATABASE_URL", f"{POOLER}:5432/postgres?sslmode=verify-full", None),
         (
             "DATABASE_URL",
-            POOLER.replace("eu-central-1", "us-east-1") + ":5432/postgres?sslmode=require",
+            POOLER.replace("eu-central-1", "us-east-1") + ":5432/postgres?sslmode=verify-full",
             "us-east-1",
         ),
-        ("DATABASE_URL", "postgresql://a:hunter2@db.ref.supabase.co:5432/postgres?sslmode=require", "IPv6"),
+        (
+            "DATABASE_URL",
+            "postgresql://a:hunter2@db.ref.supabase.co:5432/postgres?sslmode=verify-full",
+            "IPv6",
+        ),
         ("DATABASE_URL", "postgresql://a:hunter2@127.0.0.1:6543/x", None),
         ("DATABASE_URL", "postgresql:///x?host=/tmp/socket", None),
         ("DATABASE_URL", "postgresql://a:hunter%232@elsewhere.example/x?sslmode=verify-full", None),
+        ("DATABASE_URL", "postgresql://a:hunter2@elsewhere.example/x?sslmode=require", "whose certificate"),
         ("DATABASE_URL", "postgresql://a:hunter2@top1.nearest.of.db.internal:5432/x", None),
         ("AUTH_HS256_SECRET", "hunter2" * 6, "whoever knows it"),
         ("SENTRY_DSN", "https://0123456789abcdef@o1.ingest.de.sentry.io/4501", None),
@@ -279,6 +284,9 @@ def test_what_is_right_is_taken_and_what_is_doubtful_is_said(
     ("name", "value"),
     [
         ("DATABASE_URL", f"{POOLER}:5432/postgres"),
+        ("DATABASE_URL", f"{POOLER}:5432/postgres?sslmode=require"),
+        ("MIGRATE_DATABASE_URL", f"{POOLER}:5432/postgres?sslmode=verify-ca"),
+        ("DATABASE_URL", "postgresql://a:hunter2@db.ref.supabase.co:5432/postgres?sslmode=require"),
         ("DATABASE_URL", "postgresql://a:hunter2@elsewhere.example/x?sslmode=prefer"),
         ("ANTHROPIC_BASE_URL", "http://proxy.example"),
     ],
@@ -288,7 +296,9 @@ def test_outside_development_nothing_crosses_a_network_in_the_clear(name: str, v
     assert error.problem.startswith(name)
     there = {**MINIMAL, name: value}
     assert [
-        each.problem for each in inspect(there).warnings if "TLS" in each.problem or "clear" in each.problem
+        each.problem
+        for each in inspect(there).warnings
+        if any(word in each.problem for word in ("TLS", "clear", "whose certificate"))
     ]
     assert inspect(there).errors == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -71,8 +72,14 @@ _CONNECT_SECONDS = 10
 """A database that starts at the same time as we do is waited for this long."""
 _RETRY_SECONDS = 0.1
 _GOODBYE_SECONDS = 1.0
+_UNKNOWN = (ssl.SSLCertVerificationError, asyncpg.exceptions.ClientConfigurationError)
+"""Not away, and trying again does not help: somebody else, or a root certificate that is not there."""
 _AWAY = (OSError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError)
-_REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
+_REFUSED = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InsufficientPrivilegeError,
+)
 
 log = Log("app")
 
@@ -220,6 +227,11 @@ async def _connect(database: Database) -> None:
     while True:
         try:
             await database.open()
+        except _UNKNOWN as error:
+            raise OperatorError(
+                f"the database does not show a certificate that is trusted ({type(error).__name__})",
+                hint="check the host in DATABASE_URL, and its sslrootcert: the provider's root certificate",
+            ) from error
         except _AWAY as error:
             if asyncio.get_running_loop().time() > deadline:
                 raise OperatorError(

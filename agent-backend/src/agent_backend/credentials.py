@@ -42,6 +42,11 @@ class Found(NamedTuple):
     fatal: bool = True
 
 
+def is_supabase(host: str) -> bool:
+    """Say whether a host is a database of Supabase's, direct or behind its pooler."""
+    return host.endswith((".supabase.co", ".pooler.supabase.com"))
+
+
 def looks_secret(text: str) -> bool:
     """Say whether a text looks like a credential, so that it is not shown wherever it was put."""
     return _LOOKS_SECRET.search(text) is not None
@@ -191,7 +196,12 @@ def database_url(value: str, project: str | None) -> list[Found]:
         ]
     pooler, direct = _POOLER.fullmatch(host), _DIRECT.fullmatch(host)
     if pooler and "." not in user:
-        return [Found("names a pooler and no project", "write the user as ROLE.REF, such as agent.abcdefgh")]
+        return [
+            Found(
+                "names a pooler and no project",
+                "write the user as ROLE.REF, such as agent_backend_login.abcdefgh",
+            )
+        ]
     ref = user.rpartition(".")[2] if pooler else direct["ref"] if direct else None
     if ref is not None and project is not None and ref != project:
         return [Found("is another project's than SUPABASE_URL", "take both from the same project")]
@@ -210,14 +220,22 @@ def _notes(pooler: re.Match[str] | None, *, direct: bool) -> list[Found]:
 
 
 def plain_database(value: str) -> list[Found]:
-    """Look whether a database across a network may be reached without TLS; Fly's own network is encrypted."""
+    """Look whether a database across a network must show whose it is; Fly's own network is encrypted.
+
+    `sslmode=require` is TLS with anybody: asyncpg then takes every certificate.
+    """
     parts = urlsplit(value)
     host = parts.hostname or ""
-    insists = re.search(r"(^|&)sslmode=(require|verify-ca|verify-full)(&|$)", parts.query) is not None
-    if not host or insists or _is_near(host):
+    said = re.search(r"(?:^|&)sslmode=(require|verify-ca|verify-full)(?:&|$)", parts.query)
+    if not host or _is_near(host) or (said and said[1] == "verify-full"):
         return []
-    hint = "add ?sslmode=require, so that the connection is never made without TLS"
-    return [Found("does not insist on TLS", hint)]
+    hint = "end it with ?sslmode=verify-full, so that nobody else can answer or read along"
+    if not said:
+        return [Found("does not insist on TLS", hint)]
+    if is_supabase(host):
+        return [Found(f"says sslmode={said[1]}, which does not check whose certificate it is", hint)]
+    hint = "end it with ?sslmode=verify-full&sslrootcert=FILE, the provider's root certificate"
+    return [Found(f"says sslmode={said[1]}, which does not check whose certificate it is", hint, fatal=False)]
 
 
 def plain_http(value: str) -> list[Found]:

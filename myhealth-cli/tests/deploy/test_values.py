@@ -16,7 +16,7 @@ from .installed import ROOT, myhealth, nothing
 REF = "abcdefghijklmnopqrst"
 GOOD = {
     "DATABASE_URL": f"postgresql://postgres.{REF}:word@aws-0-eu-central-1.pooler.supabase.com:5432/postgres"
-    "?sslmode=require",
+    "?sslmode=verify-full",
     "ANTHROPIC_API_KEY": "sk-ant-plain-words",
     "SUPABASE_URL": f"https://{REF}.supabase.co",
     "SUPABASE_SERVICE_KEY": "sb_secret_plain_words",

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import asyncpg
 import msgspec
 
+from agent_backend.db.dsn import connect
 from agent_backend.db.pool import Connection
 from agent_backend.errors import DeploymentMismatch, MigrationError
 
@@ -108,7 +109,7 @@ async def migrate(
     Raises MigrationError, or DeploymentMismatch when the database is another deployment's.
     """
     files = load(directory)
-    connection = await asyncpg.connect(dsn, command_timeout=300)
+    connection = await connect(dsn, command_timeout=300)
     try:
         await connection.execute("SELECT pg_advisory_lock($1)", _LOCK_KEY)
         await _not_anothers(connection, environment, app)

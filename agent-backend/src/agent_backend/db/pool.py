@@ -13,6 +13,8 @@ from uuid import UUID
 
 import asyncpg
 
+from agent_backend.db import dsn as dsns
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
@@ -56,13 +58,16 @@ class Database:
             "statement_timeout": str(lock_timeout_ms * 4),
             "idle_in_transaction_session_timeout": str(lock_timeout_ms),
         }
+        # Supabase's pooler takes search_path and application_name from the startup message and drops the
+        # rest without a word: neither the role nor a timeout would hold. So a statement says it all again.
+        self._again = "; ".join(f"SET {name} = '{value}'" for name, value in self._settings.items())
         self._pool: asyncpg.Pool | None = None
         self._opened: weakref.WeakSet[asyncpg.Connection] = weakref.WeakSet()
 
     async def open(self) -> None:
         """Connect. Raises OSError or asyncpg.PostgresError when the database does not answer."""
         self._pool = await asyncpg.create_pool(
-            self.dsn,
+            dsns.trusting(self.dsn),
             min_size=self._min_size,
             max_size=self._max_size,
             server_settings=self._settings,
@@ -73,8 +78,17 @@ class Database:
         )
 
     async def _open_one(self, *args: Any, **options: Any) -> asyncpg.Connection:
-        connection = await asyncpg.connect(*args, **options)
+        connection = await self._insisted(await asyncpg.connect(*args, **options))
         self._opened.add(connection)
+        return connection
+
+    async def _insisted(self, connection: asyncpg.Connection) -> asyncpg.Connection:
+        """Set all settings once more, in one round trip; the connection is closed if one is refused."""
+        try:
+            await connection.execute(self._again)
+        except BaseException:
+            connection.terminate()
+            raise
         return connection
 
     def renew(self) -> None:
@@ -88,7 +102,8 @@ class Database:
 
     async def connect(self) -> asyncpg.Connection:
         """Open a connection beside the pool (heartbeat, LISTEN); the caller closes it."""
-        return await asyncpg.connect(self.dsn, server_settings=self._settings, command_timeout=10)
+        connection = await dsns.connect(self.dsn, server_settings=self._settings, command_timeout=10)
+        return await self._insisted(connection)
 
     async def close(self, grace_seconds: float = 5) -> None:
         """Close the pool; connections still busy after the grace are cut."""

@@ -6,11 +6,12 @@ They hold keyed hashes, no user ids. The key goes with them: a database that was
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 from uuid import UUID
 
-import asyncpg
 import msgspec
 
+from agent_backend.db.dsn import connect
 from agent_backend.errors import MigrationError
 
 
@@ -31,7 +32,7 @@ class Tombstones(msgspec.Struct, frozen=True, kw_only=True):
 
 async def dump(dsn: str) -> bytes:
     """Return all tombstones as JSON; to be kept apart from the database."""
-    connection = await asyncpg.connect(dsn, command_timeout=60)
+    connection = await connect(dsn, command_timeout=60)
     try:
         key = await connection.fetchval("SELECT encode(key, 'hex') FROM myhealth.erasure_key")
         rows = await connection.fetch(
@@ -58,7 +59,7 @@ async def load(dsn: str, data: bytes, *, account: bool) -> tuple[int, int]:
             f"this is no dump of tombstones: {error}",
             hint="use what `agent-backend tombstones dump` has written",
         ) from error
-    connection = await asyncpg.connect(dsn, command_timeout=300)
+    connection = await connect(dsn, command_timeout=300)
     try:
         async with connection.transaction():
             key = await connection.fetchval("SELECT encode(key, 'hex') FROM myhealth.erasure_key")
@@ -79,7 +80,7 @@ async def load(dsn: str, data: bytes, *, account: bool) -> tuple[int, int]:
                 [each.user_key for each in given.tombstones],
                 [each.requested_at for each in given.tombstones],
             )
-            begun = await connection.fetchval("SELECT myhealth.reopen_erasures($1)", account)
+            begun: Any = await connection.fetchval("SELECT myhealth.reopen_erasures($1)", account)
     finally:
         await connection.close()
     return len(added), begun
