@@ -65,7 +65,11 @@ class Deployed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _FLY: Final = (
-    SecretName("DATABASE_URL", "fly secrets", "Postgres, session pooler or direct, never port 6543"),
+    SecretName(
+        "DATABASE_URL",
+        "fly secrets",
+        "Postgres as ROLE.REF by the session pooler, or direct, never port 6543; ?sslmode=verify-full",
+    ),
     SecretName("ANTHROPIC_API_KEY", "fly secrets", "the Messages API; one key for each environment"),
     SecretName("SUPABASE_URL", "fly secrets", "https://REF.supabase.co: whose tokens are believed"),
     SecretName("SUPABASE_SERVICE_KEY", "fly secrets", "sb_secret_...: deletes accounts"),
