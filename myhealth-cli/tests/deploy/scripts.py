@@ -125,7 +125,8 @@ SCRIPTS: Final[Mapping[str, tuple[Typed, ...]]] = {
         Typed("read -rs NEW", stdin="sk-acceptance\n"),
         Typed("(umask 077; printf 'ANTHROPIC_API_KEY=%s\\n' \"$NEW\" > secrets.env)"),
         Typed(
-            "myhealth setup production --from secrets.env --replace; rm secrets.env", ("ANTHROPIC_API_KEY",)
+            "myhealth setup production --from secrets.env --replace; rm secrets.env; unset NEW",
+            ("ANTHROPIC_API_KEY",),
         ),
         Typed(STATUS, ("secrets wait for a deploy", "ANTHROPIC_API_KEY (Staged)")),
         Typed("myhealth rollback N", ("myhealth-agents: done",), _newest),
@@ -142,14 +143,18 @@ SCRIPTS: Final[Mapping[str, tuple[Typed, ...]]] = {
         ),
     ),
     "privacy": (
-        Typed("agent-backend tombstones dump > tombstones-$(date +%F).json", before=_a_laptops_shell),
-        Typed("myhealth logs production --no-follow --json > evidence.json"),
+        Typed(
+            "(umask 077; agent-backend tombstones dump > tombstones-$(date +%F).json)",
+            before=_a_laptops_shell,
+        ),
+        Typed("(umask 077; myhealth logs production --no-follow --json > evidence.json)"),
     ),
     "restore": (
         Typed(f"fly machine cordon ID {APP}", real=True),
         Typed(f"fly machine stop ID {APP}"),
+        Typed("(umask 077; touch production.env)"),
         Typed("set -a; . ./production.env; set +a", before=_erased_since),
-        Typed(".venv/bin/agent-backend tombstones dump > tombstones.json"),
+        Typed("(umask 077; .venv/bin/agent-backend tombstones dump > tombstones.json)"),
         Typed(
             "ENVIRONMENT=production APP_NAME=myhealth-agents RELEASE=NAME .venv/bin/agent-backend migrate",
             ("up to date",),

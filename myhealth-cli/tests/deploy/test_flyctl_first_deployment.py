@@ -25,7 +25,7 @@ set -eu
 bash() { :; }
 brew() { :; }
 fly() { "$FLYCTL" auth whoami; }
-open() { for file in "$(dirname "$2")"/*.env; do cat "$PASTED/$(basename "$file")" > "$file"; done; }
+nano() { for file in "$(dirname "$1")"/*.env; do cat "$PASTED/$(basename "$file")" > "$file"; done; }
 url() { "$FLYCTL" status --app "$1" --json | sed -n 's/.*"AppURL": *"\\([^"]*\\)".*/\\1/p'; }
 myhealth() {
   staging=myhealth-agents-staging production=myhealth-agents quick="--bake 0 --no-smoke --no-ha"
