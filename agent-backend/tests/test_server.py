@@ -18,6 +18,7 @@ from agent_backend.listening import listen
 from agent_backend.server import Server, config
 from agent_backend.settings import Settings
 
+from .db.pooler import certificate, pooling
 from .ports import free_port
 from .web.serving import settings_for
 
@@ -187,6 +188,21 @@ async def test_the_boot_waits_for_a_database_but_not_for_ever(
     error = await refused(settings_for(tmp_path, "postgresql://user:hunter2@127.0.0.1:1/nothing"))
     assert "does not answer" in error.problem
     assert "hunter2" not in error.problem + error.hint
+
+
+async def test_the_boot_trusts_no_database_without_its_certificate(tmp_path: Path, database_url: str) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for folder in (ours, theirs):
+        folder.mkdir()
+    root, _ = certificate(ours, "localhost")
+    async with pooling(database_url, certificate(theirs, "localhost")) as pooler:
+        url = f"postgresql://user.ref:hunter2@localhost:{pooler.port}/x?sslmode=verify-full"
+        # No root at all, where asyncpg looks for one in the home folder; and a root that has not signed this.
+        for each in (url, f"{url}&sslrootcert={root}"):
+            error = await refused(settings_for(tmp_path, each))
+            assert "does not show a certificate that is trusted" in error.problem
+            assert "hunter2" not in error.problem + error.hint
+        assert pooler.startups == []
 
 
 async def test_the_boot_refuses_a_wrong_database_name_at_once(tmp_path: Path, database_url: str) -> None:

@@ -113,6 +113,17 @@ def test_what_nobody_has_signed_is_named(tmp_path: Path) -> None:
     assert values.drafts(production, tmp_path) == [], "development may do without"
 
 
+def test_the_pooler_wants_the_project_behind_the_users_name_and_its_certificate_is_checked() -> None:
+    url = GOOD["DATABASE_URL"]
+    assert look(DATABASE_URL=url.replace("//postgres.", "//agent_backend_login.")) == []
+    (wrong,) = look(DATABASE_URL=url.replace(f".{REF}:", ":"))
+    assert wrong.says == "DATABASE_URL names a pooler and no project"
+    assert "agent_backend_login." in wrong.hint
+    (wrong,) = look(DATABASE_URL=url.replace("verify-full", "require"))
+    assert "whose certificate" in wrong.says
+    assert "sslmode=verify-full" in wrong.hint
+
+
 def test_what_is_not_given_is_not_missed() -> None:
     assert values.look(deployed("staging"), ROOT, {"ANTHROPIC_API_KEY": "sk-ant-plain"}) == []
 

@@ -68,7 +68,7 @@ _FLY: Final = (
     SecretName(
         "DATABASE_URL",
         "fly secrets",
-        "Postgres as ROLE.REF by the session pooler, or direct, never port 6543; ?sslmode=verify-full",
+        "Postgres: the session pooler (user ROLE.REF) or direct, port 5432, with ?sslmode=verify-full",
     ),
     SecretName("ANTHROPIC_API_KEY", "fly secrets", "the Messages API; one key for each environment"),
     SecretName("SUPABASE_URL", "fly secrets", "https://REF.supabase.co: whose tokens are believed"),
