@@ -161,11 +161,12 @@ def _check_config(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
     for kind, found in (("", errors), ("warning: ", warnings)):
         for each in found:
             sys.stderr.write(f"agent-backend: {kind}{each.problem}\n  hint: {each.hint}\n")
-    if errors:
+    if report.errors:
         return EXIT_OPERATOR
+    # Shown beside drafts too: who looks at a server that runs wants its settings.
     for name, value in report.shown().items():
         print(f"{name:<22}{'-' if value is None else value}")  # noqa: T201 - secrets show as Secret(***)
-    return 0
+    return EXIT_OPERATOR if errors else 0
 
 
 def _drafts(environment: str) -> tuple[list[OperatorError], list[OperatorError]]:
