@@ -164,6 +164,20 @@ def test_the_schemas_owner_migrates_and_the_server_is_somebody_else(
     asyncio.run(serve())
 
 
+def test_tombstones_are_the_owners_too(
+    empty_database: str, login: str, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    assert main(["migrate"], {"DATABASE_URL": empty_database}) == 0
+    capsysbinary.readouterr()
+    assert main(["tombstones", "dump"], {"DATABASE_URL": login}) == 2
+    said = capsysbinary.readouterr().err.decode()
+    assert "may not read or write tombstones (InsufficientPrivilegeError)" in said
+    assert "MIGRATE_DATABASE_URL" in said
+    env = {"DATABASE_URL": login, "MIGRATE_DATABASE_URL": empty_database}
+    assert main(["tombstones", "dump"], env) == 0
+    assert json.loads(capsysbinary.readouterr().out)["tombstones"] == []
+
+
 def test_a_wrong_url_of_the_owner_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["migrate"], {"DATABASE_URL": URL, "MIGRATE_DATABASE_URL": "mysql://x/y"}) == 2
     assert failed(capsys)[0].startswith("agent-backend: MIGRATE_DATABASE_URL has 11 characters")

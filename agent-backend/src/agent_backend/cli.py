@@ -93,10 +93,11 @@ def _migrate(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
     from agent_backend.db.migrate import migrate  # noqa: PLC0415 - see the module's docstring
 
     settings = _settings(env)
+    name, dsn = _owners(settings)
     try:
         applied = asyncio.run(
             migrate(
-                (settings.migrate_database_url or settings.database_url).reveal(),
+                dsn,
                 release=arguments.release or settings.release,
                 environment=settings.environment,
                 app=settings.app_name,
@@ -104,18 +105,26 @@ def _migrate(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
         )
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         # A failed migration has an error of its own: this is about the way to the database.
-        name = "MIGRATE_DATABASE_URL" if settings.migrate_database_url else "DATABASE_URL"
-        if isinstance(error, asyncpg.InsufficientPrivilegeError):
-            raise OperatorError(
-                f"the role of {name} may not migrate the database ({type(error).__name__})",
-                hint="set MIGRATE_DATABASE_URL to a URL of the schema's owner (docs/security.md)",
-            ) from error
-        raise _away("migrated", error, name) from error
+        raise _away("migrate the database", "migrated", error, name) from error
     print("\n".join(f"applied {name}" for name in applied) or "the schema is up to date")  # noqa: T201
     return 0
 
 
-def _away(done: str, error: Exception, name: str = "DATABASE_URL") -> OperatorError:
+def _owners(settings: Settings) -> tuple[str, str]:
+    """Return the variable that names the schema's owner, and its URL: the server's login may do less."""
+    if settings.migrate_database_url:
+        return "MIGRATE_DATABASE_URL", settings.migrate_database_url.reveal()
+    return "DATABASE_URL", settings.database_url.reveal()
+
+
+def _away(does: str, done: str, error: Exception, name: str) -> OperatorError:
+    import asyncpg  # noqa: PLC0415 - see the module's docstring
+
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return OperatorError(
+            f"the role of {name} may not {does} ({type(error).__name__})",
+            hint="set MIGRATE_DATABASE_URL to a URL of the schema's owner (docs/security.md)",
+        )
     return OperatorError(
         f"the database cannot be {done} ({type(error).__name__})",
         hint=f"check that it runs, and user, password, host and database name in {name}",
@@ -130,7 +139,7 @@ def _tombstones(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
     from agent_backend.db import tombstones  # noqa: PLC0415 - see the module's docstring
 
     settings = _settings(env)
-    dsn = settings.database_url.reveal()
+    name, dsn = _owners(settings)
     try:
         if arguments.what == "dump":
             sys.stdout.buffer.write(asyncio.run(tombstones.dump(dsn)))
@@ -138,7 +147,7 @@ def _tombstones(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
         account = settings.supabase_url is not None and bool(settings.supabase_service_key)
         added, begun = asyncio.run(tombstones.load(dsn, sys.stdin.buffer.read(), account=account))
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise _away("asked for its tombstones", error) from error
+        raise _away("read or write tombstones", "asked for its tombstones", error, name) from error
     print(f"added {added} tombstones, {begun} users are being erased again")  # noqa: T201
     return 0
 
