@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -74,3 +76,29 @@ async def test_the_server_role_bypasses_nothing(database: Database) -> None:
     )
     assert row is not None
     assert tuple(row) == ("agent_backend", False)
+
+
+async def test_an_owner_who_is_no_superuser_migrates_and_serves(database_url: str) -> None:
+    """As on Supabase, where `postgres` makes the role: it may then hand it on, and not yet be it."""
+    name = f"owner_{uuid4().hex[:12]}"
+    url = urlunsplit(urlsplit(database_url)._replace(netloc=f"{name}@"))
+    superuser = await asyncpg.connect(database_url)
+    try:
+        database = await superuser.fetchval("SELECT current_database()")
+        before = await superuser.fetchval("SELECT current_setting('server_version_num')::int < 160000")
+        # What a creator gets by itself from Postgres 16 on; the role is there already, from other databases.
+        options = "ADMIN OPTION" if before else "ADMIN TRUE, INHERIT FALSE, SET FALSE"
+        await superuser.execute(
+            f"DROP SCHEMA myhealth CASCADE; CREATE ROLE {name} LOGIN CREATEROLE BYPASSRLS;"
+            f" GRANT agent_backend TO {name} WITH {options}; ALTER DATABASE {database} OWNER TO {name}"
+        )
+        assert await migrate(url, release="r1", environment="development", app="myhealth-agents")
+        served = Database(url, min_size=1, max_size=1, lock_timeout_ms=1000)
+        await served.open()
+        assert await served.fetchval("SELECT current_user") == "agent_backend"
+        await served.close()
+    finally:
+        await superuser.execute(
+            f"REASSIGN OWNED BY {name} TO current_user; DROP OWNED BY {name} CASCADE; DROP ROLE {name}"
+        )
+        await superuser.close()
