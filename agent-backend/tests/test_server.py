@@ -202,6 +202,8 @@ async def test_the_boot_trusts_no_database_without_its_certificate(tmp_path: Pat
             error = await refused(settings_for(tmp_path, each))
             assert "does not show a certificate that is trusted" in error.problem
             assert "hunter2" not in error.problem + error.hint
+        error = await refused(settings_for(tmp_path, f"{url}&sslrootcert={tmp_path / 'missing'}"))
+        assert f"cannot be read: {tmp_path / 'missing'} (No such file" in error.problem
         assert pooler.startups == []
 
 

@@ -10,7 +10,7 @@ import binascii
 import re
 from base64 import urlsafe_b64decode
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 import msgspec
 
@@ -44,7 +44,7 @@ class Found(NamedTuple):
 
 def is_supabase(host: str) -> bool:
     """Say whether a host is a database of Supabase's, direct or behind its pooler."""
-    return host.endswith((".supabase.co", ".pooler.supabase.com"))
+    return host.removesuffix(".").endswith((".supabase.co", ".pooler.supabase.com"))
 
 
 def looks_secret(text: str) -> bool:
@@ -174,12 +174,24 @@ def unreadable_database_url(value: str) -> Found | None:
         parts = urlsplit(value)
     except ValueError:
         return None
-    if parts.fragment or ("@" in value and "@" not in parts.netloc):
+    # Of two @ asyncpg takes the first, and urlsplit the last.
+    if parts.fragment or ("@" in value and parts.netloc.count("@") != 1) or not _has_usable_port(parts):
         return Found(
             "cannot be taken apart into user, password, host and port",
             "percent-encode the password: # is %23, / is %2F, @ is %40, : is %3A, ? is %3F",
         )
+    try:
+        parse_qs(parts.query, strict_parsing=bool(parts.query))
+    except ValueError:
+        return Found("has something after its ? that is not NAME=VALUE", "such as ?sslmode=verify-full")
     return None
+
+
+def _has_usable_port(parts: SplitResult) -> bool:
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def database_url(value: str, project: str | None) -> list[Found]:
@@ -225,17 +237,32 @@ def plain_database(value: str) -> list[Found]:
     `sslmode=require` is TLS with anybody: asyncpg then takes every certificate.
     """
     parts = urlsplit(value)
-    host = parts.hostname or ""
-    said = re.search(r"(?:^|&)sslmode=(require|verify-ca|verify-full)(?:&|$)", parts.query)
-    if not host or _is_near(host) or (said and said[1] == "verify-full"):
+    # As asyncpg reads it: of several the last counts, and names may be percent-encoded.
+    said = parse_qs(parts.query).get("sslmode", [""])[-1]
+    far = [each for each in _hosts(parts) if not _is_near(each)]
+    if not far or said == "verify-full":
         return []
     hint = "end it with ?sslmode=verify-full, so that nobody else can answer or read along"
-    if not said:
+    if said not in {"require", "verify-ca"}:
         return [Found("does not insist on TLS", hint)]
-    if is_supabase(host):
-        return [Found(f"says sslmode={said[1]}, which does not check whose certificate it is", hint)]
+    unchecked = f"says sslmode={said}, which does not check whose certificate it is"
+    if any(is_supabase(each) for each in far):
+        return [Found(unchecked, hint)]
     hint = "end it with ?sslmode=verify-full&sslrootcert=FILE, the provider's root certificate"
-    return [Found(f"says sslmode={said[1]}, which does not check whose certificate it is", hint, fatal=False)]
+    return [Found(unchecked, hint, fatal=False)]
+
+
+def _hosts(parts: SplitResult) -> list[str]:
+    """Return all that asyncpg would try: several stand between commas; where none is named, in `host=`."""
+    named = parts.netloc.rpartition("@")[2] or parse_qs(parts.query).get("host", [""])[-1]
+    return [_host(each).lower() for each in named.split(",") if each]
+
+
+def _host(spec: str) -> str:
+    """Return the host of HOST, HOST:PORT, [IPv6]:PORT or a socket's folder."""
+    if spec.startswith("["):
+        return spec[1:].partition("]")[0]
+    return spec if spec.startswith("/") else spec.partition(":")[0]
 
 
 def plain_http(value: str) -> list[Found]:
@@ -247,4 +274,4 @@ def plain_http(value: str) -> list[Found]:
 
 
 def _is_near(host: str) -> bool:
-    return host in _HERE or host.endswith((".internal", ".flycast"))
+    return host in _HERE or host.startswith("/") or host.endswith((".internal", ".flycast"))

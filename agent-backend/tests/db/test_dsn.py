@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes
 
 from agent_backend.db.dsn import connect, trusting
 from agent_backend.db.pool import ROLE, Database
+from agent_backend.errors import OperatorError
 
 from .pooler import HOST, certificate, pooling
 
@@ -45,6 +46,21 @@ def test_supabases_roots_come_with_the_server_and_are_good_for_years() -> None:
     assert all(each.fingerprint(hashes.SHA256()).hex() in said for each in found)
     # The first ends in April 2031. This fails half a year before: look then what Supabase's CLI carries.
     assert min(each.not_valid_after_utc for each in found) > dt.datetime.now(dt.UTC) + dt.timedelta(days=180)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("missing", "No such file"), ("empty", "no certificate"), ("", "a directory")]
+)
+async def test_a_root_certificate_that_cannot_be_read_is_named(tmp_path: Path, name: str, why: str) -> None:
+    (tmp_path / "empty").touch()
+    url = f"postgresql://a:hunter2@127.0.0.1:1/x?sslmode=verify-full&sslrootcert={tmp_path / name}"
+    database = Database(url, min_size=1, max_size=1, lock_timeout_ms=1000)
+    for connecting in (database.open(), connect(url)):
+        with pytest.raises(OperatorError) as caught:
+            await connecting
+        assert str(tmp_path / name) in caught.value.problem
+        assert why in caught.value.problem
+        assert "hunter2" not in caught.value.problem + caught.value.hint
 
 
 @pytest.fixture

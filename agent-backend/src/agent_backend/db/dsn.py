@@ -7,6 +7,7 @@ certificate.
 
 from __future__ import annotations
 
+import ssl
 from importlib import resources
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
@@ -14,6 +15,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 import asyncpg
 
 from agent_backend.credentials import is_supabase
+from agent_backend.errors import OperatorError
 
 _ROOTS = "supabase-ca.crt"
 
@@ -30,6 +32,28 @@ def trusting(dsn: str) -> str:
     return f"{dsn}&sslrootcert={quote(str(roots))}"
 
 
+def see_roots(dsn: str) -> None:
+    """See that the roots a URL names can be read. Raises OperatorError.
+
+    What asyncpg raises names no file, and is an OSError as of a database that is away.
+    """
+    roots = parse_qs(urlsplit(dsn).query).get("sslrootcert", [""])[-1]
+    if not roots:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=roots)
+    except OSError as error:
+        why = "no certificate is in it" if isinstance(error, ssl.SSLError) else error.strerror
+        raise OperatorError(
+            f"the root certificate of the database's URL cannot be read: {roots} ({why})",
+            hint="sslrootcert is a file of PEM certificates on this machine; for Supabase leave it out",
+        ) from error
+
+
 async def connect(dsn: str, **options: Any) -> asyncpg.Connection:
-    """Connect as asyncpg.connect does, with those roots; ssl.SSLCertVerificationError: somebody else's."""
+    """Connect as asyncpg.connect does, with those roots.
+
+    Raises ssl.SSLCertVerificationError: somebody else's certificate; OperatorError: as `see_roots`.
+    """
+    see_roots(dsn)
     return await asyncpg.connect(trusting(dsn), **options)

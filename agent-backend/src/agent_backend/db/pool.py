@@ -65,7 +65,11 @@ class Database:
         self._opened: weakref.WeakSet[asyncpg.Connection] = weakref.WeakSet()
 
     async def open(self) -> None:
-        """Connect. Raises OSError or asyncpg.PostgresError when the database does not answer."""
+        """Connect. Raises OSError or asyncpg.PostgresError when the database does not answer.
+
+        OperatorError: the root certificate that its URL names cannot be read.
+        """
+        dsns.see_roots(self.dsn)
         self._pool = await asyncpg.create_pool(
             dsns.trusting(self.dsn),
             min_size=self._min_size,
@@ -102,7 +106,8 @@ class Database:
 
     async def connect(self) -> asyncpg.Connection:
         """Open a connection beside the pool (heartbeat, LISTEN); the caller closes it."""
-        connection = await dsns.connect(self.dsn, server_settings=self._settings, command_timeout=10)
+        url = dsns.trusting(self.dsn)
+        connection = await asyncpg.connect(url, server_settings=self._settings, command_timeout=10)
         return await self._insisted(connection)
 
     async def close(self, grace_seconds: float = 5) -> None:
