@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -211,3 +213,17 @@ async def test_the_boot_refuses_a_wrong_database_name_at_once(tmp_path: Path, da
     url = database_url.replace("/test_", "/missing_")
     error = await refused(settings_for(tmp_path, url))
     assert "refuses the connection" in error.problem
+
+
+async def test_the_boot_says_which_role_a_login_is_missing(tmp_path: Path, database_url: str) -> None:
+    login = f"login_{uuid4().hex[:12]}"
+    owner = await asyncpg.connect(database_url)
+    await owner.execute(f"CREATE ROLE {login} LOGIN")
+    try:
+        url = urlunsplit(urlsplit(database_url)._replace(netloc=f"{login}@"))
+        error = await refused(settings_for(tmp_path, url))
+    finally:
+        await owner.execute(f"DROP ROLE {login}")
+        await owner.close()
+    assert "does not let this login work as agent_backend (InsufficientPrivilegeError)" in error.problem
+    assert error.hint.startswith("GRANT agent_backend")

@@ -18,7 +18,7 @@ from agent_backend.auth import Authenticator
 from agent_backend.consents import load as load_consents
 from agent_backend.db.jwks import StoredKeys
 from agent_backend.db.migrate import verify
-from agent_backend.db.pool import Database
+from agent_backend.db.pool import ROLE, Database
 from agent_backend.engines.base import Engine
 from agent_backend.engines.messages import MessagesEngine
 from agent_backend.errors import MigrationError, OperatorError
@@ -75,11 +75,7 @@ _GOODBYE_SECONDS = 1.0
 _UNKNOWN = (ssl.SSLCertVerificationError, asyncpg.exceptions.ClientConfigurationError)
 """Not away, and trying again does not help: somebody else, or a root certificate that is not there."""
 _AWAY = (OSError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError)
-_REFUSED = (
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
-    asyncpg.InsufficientPrivilegeError,
-)
+_REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
 
 log = Log("app")
 
@@ -243,6 +239,11 @@ async def _connect(database: Database) -> None:
             raise OperatorError(
                 f"the database refuses the connection ({type(error).__name__})",
                 hint="check user, password and database name in DATABASE_URL",
+            ) from error
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise OperatorError(
+                f"the database does not let this login work as {ROLE} ({type(error).__name__})",
+                hint=f"GRANT {ROLE} to the user in DATABASE_URL (docs/security.md)",
             ) from error
         except asyncpg.InvalidParameterValueError as error:
             raise MigrationError(
