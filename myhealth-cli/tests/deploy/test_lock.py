@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from myhealth_cli.deploy import lock, plan, removal, status
+from myhealth_cli.deploy import machines_api as machines_api_module
 from myhealth_cli.deploy.errors import FlyctlError, NothingChangedError
 from myhealth_cli.deploy.machines_api import MachinesApi
 from myhealth_cli.deploy.probe import Patiences
@@ -193,6 +195,31 @@ async def test_who_has_the_note_and_the_lease_is_told_at_once(tmp_path: Path) ->
             async with lock.app_lock(api, scripted.fly, STAGING.app, "us"):
                 pass
     assert time.monotonic() - began < 10, "and does not wait for the lease"
+
+
+async def test_a_note_that_cannot_be_taken_back_does_not_keep_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a bluegreen both generations carry it; the first machine's host is gone."""
+    monkeypatch.setattr(machines_api_module, "_SET_PAUSE_S", 0.0)
+    scripted, there = Scripted(tmp_path, A), tmp_path / "machines"
+    [first] = json.loads(there.read_text("utf-8"))
+    taken_back: list[str] = []
+
+    async def metadata(request: web.Request) -> web.Response:
+        if request.match_info["machine"] == "m1":
+            return web.Response(status=503)
+        taken_back.append(request.match_info["machine"])
+        return web.Response(status=204)
+
+    site = web.Application()
+    site.router.add_delete("/v1/apps/{app}/machines/{machine}/metadata/{key}", metadata)
+    async with TestServer(site) as server, MachinesApi(scripted.fly, str(server.make_url("/"))) as api:
+        there.write_text("[]", "utf-8")
+        async with lock.app_lock(api, scripted.fly, STAGING.app, "us"):
+            first["config"]["metadata"] = {lock.LOCK: f"us {time.time() + 600:.0f}"}
+            there.write_text(json.dumps([first, {**first, "id": "m2"}]), "utf-8")
+    assert taken_back == ["m2"]
 
 
 async def test_who_cannot_take_the_lock_is_told_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from myhealth_cli.deploy import flyctl, looks, plan, removal, state
 from myhealth_cli.deploy import rollout as rollout_module
+from myhealth_cli.deploy.errors import GateError
 from myhealth_cli.deploy.machines_api import MachinesApi
 from myhealth_cli.deploy.probe import Patiences
 from myhealth_cli.deploy.rollout import Outcome, Rollout
@@ -226,3 +227,16 @@ async def test_what_serves_stays_where_the_others_cannot_be_put_back(tmp_path: P
     assert not outcome.ok
     assert "m1 cannot be put back into service" in outcome.error
     assert world.heard("machine", "destroy") == []
+    # It is the proven one: nobody is told to destroy it.
+    (note,) = outcome.notes
+    assert note.startswith(f"machine m1 takes no requests: `fly machine uncordon m1 --app {APP}`")
+
+
+async def test_who_cannot_be_put_back_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removal, "REMOVE_S", 0.3)
+    hangs = flyctl.Flyctl(program(tmp_path, "#!/bin/sh\nexec sleep 60\n"), tmp_path)
+    for step in (removal.serve, removal.remove):
+        with pytest.raises(GateError, match="it took too long"):
+            await step(hangs, APP, "m1")

@@ -128,7 +128,8 @@ async def app_lock(api: MachinesApi, fly: Flyctl, app: str, who: str) -> AsyncGe
         with suppress(FlyctlError):
             for each in await looks.machines(fly, app):
                 if noted(each)[0] == who:
-                    await api.set_metadata(app, each.id, LOCK, None)
+                    with suppress(FlyctlError):  # one whose host is gone keeps its own, not the others'
+                        await api.set_metadata(app, each.id, LOCK, None)
 
 
 async def _take(api: MachinesApi, fly: Flyctl, app: str, machine: str, who: str) -> float:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from myhealth_cli.deploy.flyctl import Flyctl
 
 REMOVE_S: Final = 120.0
-"""One machine's bound: its tries, and the time in which it drains."""
+"""One machine's bound, for either: its tries, and the time in which it drains."""
 _TRIES: Final = 20
 _PAUSE_S: Final = 1.0
 """Between tries. A flyctl that was killed holds its leases for 13 s more (`--lease-timeout`)."""
@@ -51,12 +51,15 @@ async def remove(fly: Flyctl, app: str, machine: str) -> None:
 
 async def serve(fly: Flyctl, app: str, machine: str) -> None:
     """Let requests reach a machine again. Raises GateError: it cannot be."""
-    for left in reversed(range(_TRIES)):
-        try:
-            await fly.run("machine", "uncordon", machine, "--app", app)
-        except FlyctlError as error:
-            if not left:
-                raise GateError(f"machine {machine} cannot be put back into service: {error}") from error
-            await asyncio.sleep(_PAUSE_S)
-        else:
-            return
+    why = "it took too long"
+    with suppress(TimeoutError):
+        async with asyncio.timeout(REMOVE_S):
+            for left in reversed(range(_TRIES)):
+                try:
+                    await fly.run("machine", "uncordon", machine, "--app", app)
+                except FlyctlError as error:
+                    why = str(error)
+                else:
+                    return
+                await asyncio.sleep(_PAUSE_S if left else 0)
+    raise GateError(f"machine {machine} cannot be put back into service: {why}")

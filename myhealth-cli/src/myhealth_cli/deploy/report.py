@@ -100,7 +100,7 @@ def show_outcome(outcome: Outcome, *, as_json: bool) -> None:
         show_json(outcome)
         return
     if outcome.ok:
-        sys.stdout.write(f"{outcome.app}: done\n" + "".join(f"  {note}\n" for note in outcome.notes))
+        sys.stdout.write(f"{outcome.app}: done\n" + "".join(f"  {plain(note)}\n" for note in outcome.notes))
         return
     sys.stdout.write(f"{outcome.app}: failed: {plain(outcome.error)}\n")
     if outcome.recovered:

@@ -61,11 +61,15 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     left: str = ""
     """What state things are in, in words."""
     left_over: tuple[str, ...] = ()
-    """Machines that were to be removed and could not be; `notes` say how."""
+    """Machines that could not be removed, or not be put back into service; `notes` say what to do."""
 
 
-def _destroy(app: str, machine: str) -> str:
-    return f"`fly machine destroy --force {machine} --app {app}`, when Fly answers for it again"
+def _by_hand(app: str, machine: str, *, serves: bool) -> str:
+    """Say what is left to do; what was to serve again is the proven one: it is not destroyed."""
+    what, verb = ("takes no requests", "uncordon") if serves else ("is left over", "destroy --force")
+    return (
+        f"machine {machine} {what}: `fly machine {verb} {machine} --app {app}`, when Fly answers for it again"
+    )
 
 
 class Rollout:
@@ -94,7 +98,9 @@ class Rollout:
         self._compared = ""
         """The reference that all machines had, with its digest, when their images were compared."""
         self._stuck: dict[str, str] = {}
-        """What is left over and could not be removed, by machine, and why."""
+        """What could not be removed or put back into service, by machine, and why."""
+        self._unserved: set[str] = set()
+        """Of those, the ones that were to serve again."""
         self._done: list[Done] = []
 
     async def run(self, wanted: Plan) -> Outcome:
@@ -113,7 +119,7 @@ class Rollout:
             # What runs now is somebody else's matter: neither noted as proven by us nor taken back.
             outcome = self._so_far(outcome, "; ".join(filter(None, (outcome.error, str(error)))))
         left = tuple(self._stuck)
-        notes = tuple(f"machine {each} is left over: {_destroy(wanted.app, each)}" for each in left)
+        notes = tuple(_by_hand(wanted.app, each, serves=each in self._unserved) for each in left)
         return msgspec.structs.replace(
             outcome, left=await self._left(wanted.app), left_over=left, notes=(*outcome.notes, *notes)
         )
@@ -291,6 +297,8 @@ class Rollout:
 
     def _kept(self, step: plan.RemoveMachines, machine: str, error: GateError) -> str:
         self._stuck[machine] = str(error)
+        if machine in step.serve:
+            self._unserved.add(machine)
         if step.must:
             raise error
         return str(error)
