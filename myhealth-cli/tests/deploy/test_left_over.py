@@ -65,6 +65,7 @@ NOTHING = {
     "rolling, killed in between": (made(1, A, BEFORE), made(2, B, BEFORE)),
     "cordoned by hand": (made(1, A, BEFORE, cordoned=True), made(2, A, BEFORE)),
     "scaled up since": (*new(), made(5, B)),
+    "scaled up since, and one was taken out by hand": (new(cordoned=True)[0], new()[1], made(5, B)),
 }
 
 

@@ -271,12 +271,14 @@ class App(msgspec.Struct, frozen=True):
         if not newest or not old:
             return ()
         marked, fewer = any(each.replaced for each in old), len(old) < len(new)
+        images = [{each.image_ref.exact for each in some} for some in (new, old)]
+        differ = images[0].isdisjoint(images[1])
         # Before the cut-over the new ones serve nobody. With old ones gone, somebody has taken all out since.
         if any(each.cordoned for each in new) and not (marked and fewer):
-            return new
+            # Some serve, beside others of their image: scaled up since, and one was taken out by hand.
+            return new if marked or differ or all(each.cordoned for each in new) else ()
         # Between the last uncordon and the first mark both take requests.
-        images = [{each.image_ref.exact for each in some} for some in (new, old)]
-        if not marked and not (len(new) == len(old) and images[0].isdisjoint(images[1])):
+        if not marked and not (len(new) == len(old) and differ):
             return ()
         proven = all(any(each.same(one.runs) for each in self.good) for one in new)
         return old if proven or fewer or any(each.broken for each in old) else new
