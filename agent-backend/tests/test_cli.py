@@ -164,6 +164,18 @@ def test_the_schemas_owner_migrates_and_the_server_is_somebody_else(
     asyncio.run(serve())
 
 
+def test_a_database_whose_certificate_nobody_knows_is_said_to_be_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    owner = "postgresql://user:hunter2@127.0.0.1:1/x?sslmode=verify-full"
+    for words in (["migrate"], ["tombstones", "dump"]):
+        assert main(words, {"DATABASE_URL": URL, "MIGRATE_DATABASE_URL": owner}) == 2
+        problem, hint = failed(capsys)
+        assert "does not show a certificate that is trusted" in problem
+        assert "the host in MIGRATE_DATABASE_URL" in hint
+
+
 def test_tombstones_are_the_owners_too(
     empty_database: str, login: str, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -16,6 +15,7 @@ from agent_backend import safety
 from agent_backend.agents import load_agents
 from agent_backend.auth import Authenticator
 from agent_backend.consents import load as load_consents
+from agent_backend.db import dsn
 from agent_backend.db.jwks import StoredKeys
 from agent_backend.db.migrate import verify
 from agent_backend.db.pool import ROLE, Database
@@ -72,8 +72,6 @@ _CONNECT_SECONDS = 10
 """A database that starts at the same time as we do is waited for this long."""
 _RETRY_SECONDS = 0.1
 _GOODBYE_SECONDS = 1.0
-_UNKNOWN = (ssl.SSLCertVerificationError, asyncpg.exceptions.ClientConfigurationError)
-"""Not away, and trying again does not help: somebody else, or a root certificate that is not there."""
 _AWAY = (OSError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError)
 _REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
 
@@ -223,11 +221,8 @@ async def _connect(database: Database) -> None:
     while True:
         try:
             await database.open()
-        except _UNKNOWN as error:
-            raise OperatorError(
-                f"the database does not show a certificate that is trusted ({type(error).__name__})",
-                hint="check the host in DATABASE_URL, and its sslrootcert: the provider's root certificate",
-            ) from error
+        except dsn.UNTRUSTED as error:
+            raise dsn.untrusted(error, "DATABASE_URL") from error
         except _AWAY as error:
             if asyncio.get_running_loop().time() > deadline:
                 raise OperatorError(

@@ -120,6 +120,10 @@ def _owners(settings: Settings) -> tuple[str, str]:
 def _away(does: str, done: str, error: Exception, name: str) -> OperatorError:
     import asyncpg  # noqa: PLC0415 - see the module's docstring
 
+    from agent_backend.db import dsn  # noqa: PLC0415 - see the module's docstring
+
+    if isinstance(error, dsn.UNTRUSTED):
+        return dsn.untrusted(error, name)
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         return OperatorError(
             f"the role of {name} may not {does} ({type(error).__name__})",

@@ -18,6 +18,8 @@ from agent_backend.credentials import is_supabase
 from agent_backend.errors import OperatorError
 
 _ROOTS = "supabase-ca.crt"
+UNTRUSTED = (ssl.SSLCertVerificationError, asyncpg.exceptions.ClientConfigurationError)
+"""Not away, and trying again does not help: somebody else, or a root certificate that is not there."""
 
 
 def trusting(dsn: str) -> str:
@@ -48,6 +50,14 @@ def see_roots(dsn: str) -> None:
             f"the root certificate of the database's URL cannot be read: {roots} ({why})",
             hint="sslrootcert is a file of PEM certificates on this machine; for Supabase leave it out",
         ) from error
+
+
+def untrusted(error: Exception, name: str) -> OperatorError:
+    """Return one of `UNTRUSTED` in words; `name`: the variable that the URL came from."""
+    return OperatorError(
+        f"the database does not show a certificate that is trusted ({type(error).__name__})",
+        hint=f"check the host in {name}, and its sslrootcert: the provider's root certificate",
+    )
 
 
 async def connect(dsn: str, **options: Any) -> asyncpg.Connection:
