@@ -235,8 +235,20 @@ async def _spend_it_all(fleet: Fleet, books: Books, connection: asyncpg.Connecti
             await asyncio.sleep(0.2)
 
 
+async def _alone(connection: asyncpg.Connection) -> None:
+    """Wait until nobody else works in this database: statements of the dead run on, and hold their rows."""
+    others = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    )
+    async with asyncio.timeout(30):
+        while await connection.fetchval(others):
+            await asyncio.sleep(0.02)
+
+
 async def _afterwards(fleet: Fleet, books: Books, connection: asyncpg.Connection) -> None:
     """Bury the machines, charge what they left open, and compare call by call."""
+    await _alone(connection)
     await connection.execute("DELETE FROM myhealth.machines")
     await books.look(connection)
     assert await connection.fetch(_COUNTERS) == []
